@@ -1,0 +1,1 @@
+"""The ledger: everything the circle remembers. The only room that opens Redis."""

@@ -1,0 +1,109 @@
+"""The ledger's invariants, verified.
+
+A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
+only what exists, no pair in two open jobs, no lease that cannot run out, one adapter for each succeeded job, and a
+live adapter that is on disk with the digest it was registered with.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+
+from feedback import adapters, completions, jobs, pairs, votes
+from feedback.connection import Ledger
+from feedback.errors import AdapterUnknown
+
+
+async def violations(ledger: Ledger) -> AsyncIterator[str]:
+    """Each broken invariant as a sentence. Unsettled prompts are settled first: they are work, not damage."""
+    await pairs.settle(ledger)
+    for check in (_opinions, _pairs, _jobs, _adapters, _durability):
+        async for broken in check(ledger):
+            yield broken
+
+
+async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
+    ids = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    async for opinion_id, opinion in _each(ledger, ids):
+        if opinion is None:
+            yield f"opinion {opinion_id} is listed but does not exist"
+            continue
+        for ref in votes.refs(opinion):
+            if not await ledger.reply(ledger.redis.exists(ledger.keys.completion(ref.completion_id))):
+                yield f"opinion {opinion_id} is about completion {ref.completion_id}, which does not exist"
+            elif await ledger.reply(ledger.redis.ttl(ledger.keys.completion(ref.completion_id))) != -1:
+                yield f"completion {ref.completion_id} has a vote and would still expire"
+
+
+async def _pairs(ledger: Ledger) -> AsyncIterator[str]:
+    ids = await pairs.ids(ledger)
+    found = {pair.id: pair for pair in await pairs.get_many(ledger, ids)}
+    standing = set(await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1)))
+    for pair_id in ids:
+        pair = found.get(pair_id)
+        if pair is None:
+            yield f"pair {pair_id} is listed but does not exist"
+            continue
+        for completion_id in set(pair.completions) - set(await completions.get_many(ledger, pair.completions)):
+            yield f"pair {pair_id} quotes completion {completion_id}, which does not exist"
+        for opinion_id in set(pair.opinions) - standing:
+            yield f"pair {pair_id} rests on {opinion_id}, which was withdrawn"
+    for pair_id in set(await pairs.waiting(ledger)) - set(ids):
+        yield f"pair {pair_id} waits for training but does not exist"
+
+
+async def _jobs(ledger: Ledger) -> AsyncIterator[str]:
+    claimed: Counter[str] = Counter()
+    for job_id in await jobs.open_ids(ledger):
+        claimed.update(await jobs.frozen(ledger, job_id))
+    for pair_id, times in claimed.items():
+        if times > 1:
+            yield f"pair {pair_id} is in {times} open jobs"
+    by_job: Counter[str] = Counter()
+    for adapter_id in await ledger.reply(ledger.redis.zrange(ledger.keys.adapters, 0, -1)):
+        by_job[(await adapters.get(ledger, adapter_id)).job] += 1
+    for job_id in await ledger.reply(ledger.redis.zrange(ledger.keys.jobs, 0, -1)):
+        job = await jobs.get(ledger, job_id)
+        lease_ms = await ledger.reply(ledger.redis.pttl(ledger.keys.job_lease(job_id)))
+        if lease_ms == -1:
+            yield f"the lease on {job_id} never runs out, so no heartbeat keeps it"
+        if job.status == "succeeded" and by_job[job_id] != 1:
+            yield f"{job_id} succeeded and has {by_job[job_id]} adapters instead of one"
+        elif by_job[job_id] > 1:
+            yield f"{job_id} has {by_job[job_id]} adapters"
+
+
+async def _adapters(ledger: Ledger) -> AsyncIterator[str]:
+    serving = await adapters.serving(ledger)
+    if serving.live == adapters.base_name(ledger.model):
+        return
+    try:
+        live = await adapters.get(ledger, serving.live)
+    except AdapterUnknown:
+        yield f"{serving.live} is live but was never registered"
+        return
+    if live.state != "live":
+        yield f"{live.id} is live but its record says {live.state}"
+    directory = ledger.settings.var / "adapters" / live.id
+    try:
+        digest = adapters.digest_of(directory)
+    except OSError as error:
+        yield f"{live.id} is live but cannot be read at {directory} ({error.strerror})"
+        return
+    if digest != live.digest:
+        yield f"{live.id} is live but its files have digest {digest[:12]}, not {live.digest[:12]}"
+
+
+async def _durability(ledger: Ledger) -> AsyncIterator[str]:
+    promised = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    for name, value in promised.items():
+        found = (await ledger.reply(ledger.redis.config_get(name))).get(name)
+        if found != value:
+            yield f"the ledger's server runs with {name} {found}; votes are only safe with {name} {value}"
+
+
+async def _each(ledger: Ledger, ids: Sequence[str]) -> AsyncIterator[tuple[str, votes.Opinion | None]]:
+    for start in range(0, len(ids), pairs.BATCH):
+        some = ids[start : start + pairs.BATCH]
+        found = {opinion.id: opinion for opinion in await votes.get_many(ledger, some)}
+        for opinion_id in some:
+            yield opinion_id, found.get(opinion_id)

@@ -1,0 +1,88 @@
+"""Completions: what was asked and what was answered, kept until it can no longer teach.
+
+A completion nobody voted on expires; one with a vote stays. Recording happens before the client sees the end of
+its answer, so a vote that follows always finds it.
+"""
+
+from collections.abc import Iterable
+
+from feedback.connection import Ledger
+from feedback.errors import CompletionUnknown
+from feedback.records import Completion
+
+DAY_S = 86_400
+
+
+async def record(ledger: Ledger, completion: Completion) -> None:
+    ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
+    pipe = ledger.redis.pipeline(transaction=True)
+    pipe.set(ledger.keys.completion(completion.id), completion.model_dump_json(exclude_none=True), ex=ttl_s)
+    pipe.zadd(ledger.keys.completions, {completion.id: completion.created})
+    await ledger.reply(pipe.execute())
+
+
+async def get(ledger: Ledger, completion_id: str) -> Completion:
+    """Raises CompletionUnknown."""
+    text = await ledger.reply(ledger.redis.get(ledger.keys.completion(completion_id)))
+    if text is None:
+        raise CompletionUnknown(
+            f"no completion {completion_id!r}: it was not stored, was deleted, or expired without a vote "
+            f"after {ledger.settings.completion_ttl_days:g} days"
+        )
+    return Completion.model_validate_json(text)
+
+
+async def get_many(ledger: Ledger, ids: Iterable[str]) -> dict[str, Completion]:
+    """Those of `ids` that exist."""
+    keys = [ledger.keys.completion(i) for i in ids]
+    texts = await ledger.reply(ledger.redis.mget(keys)) if keys else []
+    found = (Completion.model_validate_json(text) for text in texts if text is not None)
+    return {completion.id: completion for completion in found}
+
+
+async def page(
+    ledger: Ledger, after: str | None = None, limit: int = 20, newest_first: bool = False
+) -> tuple[list[Completion], bool]:
+    """Completions in order of creation, and whether more follow. `after` is the last id of the page before."""
+    ids, has_more = await page_of(ledger, ledger.keys.completions, after, limit, newest_first)
+    found = await get_many(ledger, ids)
+    return [found[i] for i in ids if i in found], has_more
+
+
+async def page_of(
+    ledger: Ledger, index: str, after: str | None, limit: int, newest_first: bool
+) -> tuple[list[str], bool]:
+    """Members of a zset after `after`, at most `limit`, and whether there are more."""
+    start = 0
+    if after is not None:
+        rank = ledger.redis.zrevrank(index, after) if newest_first else ledger.redis.zrank(index, after)
+        position = await ledger.reply(rank)
+        start = 0 if position is None else int(position) + 1
+    ids = await ledger.reply(ledger.redis.zrange(index, start, start + limit, desc=newest_first))
+    return list(ids[:limit]), len(ids) > limit
+
+
+async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str, str]) -> Completion:
+    """Raises CompletionUnknown."""
+    completion = await get(ledger, completion_id)
+    changed = completion.model_copy(update={"metadata": metadata})
+    text = changed.model_dump_json(exclude_none=True)
+    written = await ledger.reply(ledger.redis.set(ledger.keys.completion(completion_id), text, xx=True, keepttl=True))
+    if not written:
+        raise CompletionUnknown(f"completion {completion_id!r} was deleted in the meantime")
+    return changed
+
+
+async def sweep(ledger: Ledger, limit: int = 1000) -> int:
+    """Take expired completions out of the index; returns how many. Called now and then by the schedule."""
+    horizon = ledger.clock() - ledger.settings.completion_ttl_days * DAY_S
+    old = await ledger.reply(
+        ledger.redis.zrange(ledger.keys.completions, "-inf", horizon, byscore=True, offset=0, num=limit)
+    )
+    if not old:
+        return 0
+    alive = await get_many(ledger, old)
+    expired = [i for i in old if i not in alive]
+    if expired:
+        await ledger.reply(ledger.redis.zrem(ledger.keys.completions, *expired))
+    return len(expired)

@@ -1,0 +1,82 @@
+"""Refusals of the ledger, named for the fact. They know nothing of HTTP; serve/errors.py gives them a status.
+
+FeedbackError
+├── LedgerUnavailable
+├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
+├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
+├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
+├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
+└── RecordConflict
+"""
+
+
+class FeedbackError(Exception):
+    """Something the ledger refuses, in words a client can act on."""
+
+
+class LedgerUnavailable(FeedbackError):
+    """Redis did not answer, or would not write (a full disk, a replica, no memory)."""
+
+
+class CompletionUnknown(FeedbackError):
+    """No such completion: never recorded, withdrawn, or expired without a vote."""
+
+
+class CompletionNotChat(FeedbackError):
+    """The completion is not a chat completion, so it cannot be voted on."""
+
+
+class ChoiceUnknown(FeedbackError):
+    """The completion has fewer choices than the index says."""
+
+
+class VoteUnknown(FeedbackError):
+    """No such vote, or it was withdrawn."""
+
+
+class VoteEmpty(FeedbackError):
+    """A correction without text, or one that repeats the answer."""
+
+
+class PromptsDiffer(FeedbackError):
+    """A preference between answers to two different prompts teaches nothing."""
+
+
+class SameAnswer(FeedbackError):
+    """A preference names the same answer twice."""
+
+
+class JobUnknown(FeedbackError):
+    """No such job."""
+
+
+class JobAlreadyClaimed(FeedbackError):
+    """Another worker holds the lease, or an older job of this served model goes first."""
+
+
+class JobLeaseLost(FeedbackError):
+    """This worker was silent too long, and somebody else may be at work on the job."""
+
+
+class JobFinished(FeedbackError):
+    """The job has ended, so it can neither be cancelled nor claimed."""
+
+
+class TooFewPairs(FeedbackError):
+    """Training on so little would teach noise, or could not be measured."""
+
+
+class AdapterUnknown(FeedbackError):
+    """No such adapter."""
+
+
+class AdapterNotServable(FeedbackError):
+    """The adapter was rejected by the gate, or was retired for good."""
+
+
+class NothingToRollBackTo(FeedbackError):
+    """Nothing was live before what is live now."""
+
+
+class RecordConflict(FeedbackError):
+    """Somebody changed the record between our read and our write."""

@@ -1,0 +1,126 @@
+"""Every key of the ledger: pattern, type, lifetime, who writes, who reads.
+
+A served model's keys share a hash tag, so that one Lua script may touch several of them on a Redis cluster.
+
+key                        type    lifetime               written by                  read by
+completion:ID              string  TTL until voted on     completions.record          votes, pairs
+completion:ID:votes        set     as its votes           votes                       votes
+completions                zset    trimmed on record      completions.record          completions.page
+prompt:HASH:opinions       set     as its votes           votes                       pairs.settle
+vote:ID                    string  until withdrawn        votes                       votes, pairs
+votes                      zset    until withdrawn        votes                       votes.page, stats
+preference:ID              string  until withdrawn        votes                       votes, pairs
+unsettled                  hash    until settled          votes (count per prompt)    pairs.settle
+prompt:HASH:pairs          set     as its pairs           pairs.settle                pairs.settle
+pair:ID                    string  as its votes           pairs.settle                pairs, jobs
+pairs                      zset    as its pairs           pairs.settle                pairs, jobs
+pairs:waiting              zset    until trained on       pairs.settle, jobs          jobs
+pairs:claims               hash    while a job is open    jobs                        check
+job:ID                     hash    kept                   jobs                        jobs
+job:ID:lease               string  TTL, by heartbeat      jobs                        jobs, check
+job:ID:events              list    kept, capped           jobs                        jobs.events
+job:ID:pairs               list    kept                   jobs.freeze                 lineage, check
+jobs, jobs:open            zset    kept; while open       jobs                        jobs
+adapter:ID                 hash    kept                   adapters                    adapters
+adapter:ID:history         list    kept                   adapters                    adapters
+adapters                   zset    kept                   adapters                    adapters
+adapters:version           string  kept (a counter)       adapters.next_version       adapters
+serving, serving:past      hash, list  kept               adapters                    hot swap
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    model: str
+
+    def _key(self, name: str) -> str:
+        return f"heed:{{{self.model}}}:{name}"
+
+    def completion(self, completion_id: str) -> str:
+        return self._key(f"completion:{completion_id}")
+
+    def completion_votes(self, completion_id: str) -> str:
+        return self._key(f"completion:{completion_id}:votes")
+
+    @property
+    def completions(self) -> str:
+        return self._key("completions")
+
+    def prompt_opinions(self, prompt_hash: str) -> str:
+        return self._key(f"prompt:{prompt_hash}:opinions")
+
+    def prompt_pairs(self, prompt_hash: str) -> str:
+        return self._key(f"prompt:{prompt_hash}:pairs")
+
+    def vote(self, vote_id: str) -> str:
+        return self._key(f"vote:{vote_id}")
+
+    def preference(self, preference_id: str) -> str:
+        return self._key(f"preference:{preference_id}")
+
+    @property
+    def votes(self) -> str:
+        return self._key("votes")
+
+    @property
+    def unsettled(self) -> str:
+        return self._key("unsettled")
+
+    def pair(self, pair_id: str) -> str:
+        return self._key(f"pair:{pair_id}")
+
+    @property
+    def pairs(self) -> str:
+        return self._key("pairs")
+
+    @property
+    def pairs_waiting(self) -> str:
+        return self._key("pairs:waiting")
+
+    @property
+    def pair_claims(self) -> str:
+        return self._key("pairs:claims")
+
+    def job(self, job_id: str) -> str:
+        return self._key(f"job:{job_id}")
+
+    def job_lease(self, job_id: str) -> str:
+        return self._key(f"job:{job_id}:lease")
+
+    def job_events(self, job_id: str) -> str:
+        return self._key(f"job:{job_id}:events")
+
+    def job_pairs(self, job_id: str) -> str:
+        return self._key(f"job:{job_id}:pairs")
+
+    @property
+    def jobs(self) -> str:
+        return self._key("jobs")
+
+    @property
+    def jobs_open(self) -> str:
+        return self._key("jobs:open")
+
+    def adapter(self, adapter_id: str) -> str:
+        return self._key(f"adapter:{adapter_id}")
+
+    def adapter_history(self, adapter_id: str) -> str:
+        return self._key(f"adapter:{adapter_id}:history")
+
+    @property
+    def adapters(self) -> str:
+        return self._key("adapters")
+
+    @property
+    def adapter_version(self) -> str:
+        return self._key("adapters:version")
+
+    @property
+    def serving(self) -> str:
+        return self._key("serving")
+
+    @property
+    def serving_past(self) -> str:
+        return self._key("serving:past")

@@ -1,0 +1,229 @@
+"""What the ledger keeps: one pydantic model a record, each with the version of its shape.
+
+A reader accepts the version before its own; a newer one than it knows is refused rather than guessed at.
+Times are unix seconds. Ids carry their kind.
+"""
+
+import hashlib
+import json
+import secrets
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Message = dict[str, Any]
+Rating = Literal["up", "down"]
+Source = Literal["preference", "correction", "thumbs"]
+Split = Literal["train", "held_out"]
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, so that equal values have equal digests."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def prompt_digest(messages: list[Message], tools: list[Any] | None = None) -> str:
+    """Two requests ask the same when their messages and tools are the same."""
+    return digest(canonical(messages), canonical(tools or []))
+
+
+def conversation_digest(messages: list[Message]) -> str:
+    """Groups every turn of a conversation: the digest of its first user message."""
+    first = next((m.get("content") for m in messages if m.get("role") == "user"), "")
+    return digest(canonical(first))
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    v: Literal[1] = 1
+
+
+class Choice(Record):
+    index: int
+    message: Message
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class Completion(Record):
+    """An answer as the client got it, with all that is needed to learn from it."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"] = "chat.completion"
+    served_model: str
+    adapter: str = Field(description="Concrete name that answered: NAME-base or NAME-vN-SHA8.")
+    created: float
+    messages: list[Message]
+    tools: list[Any] | None = None
+    prompt_hash: str
+    choices: list[Choice]
+    usage: dict[str, Any] | None = None
+    params: dict[str, Any] = Field(default_factory=dict, description="Sampling parameters as the client sent them.")
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    request_id: str | None = None
+
+    def answer(self, index: int) -> Message | None:
+        return next((c.message for c in self.choices if c.index == index), None)
+
+
+class AnswerRef(Record):
+    completion_id: str
+    choice: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.completion_id}#{self.choice}"
+
+
+class Vote(Record):
+    """One voter's latest opinion of one answer."""
+
+    id: str
+    completion_id: str
+    choice: int = 0
+    prompt_hash: str
+    rating: Rating
+    voter: str
+    model: str = Field(description="Concrete name of the adapter that answered.")
+    reasons: list[str] = Field(default_factory=list)
+    comment: str | None = None
+    correction: str | None = None
+    created: float
+    updated: float
+
+    @property
+    def answer(self) -> AnswerRef:
+        return AnswerRef(completion_id=self.completion_id, choice=self.choice)
+
+    @staticmethod
+    def id_of(completion_id: str, choice: int, voter: str) -> str:
+        return "vote-" + digest(completion_id, str(choice), voter)[:24]
+
+
+class Preference(Record):
+    """One voter's latest choice between two answers to one prompt."""
+
+    id: str
+    chosen: AnswerRef
+    rejected: AnswerRef
+    prompt_hash: str
+    voter: str
+    created: float
+    updated: float
+
+    @staticmethod
+    def id_of(one: AnswerRef, other: AnswerRef, voter: str) -> str:
+        """The same for both orders, so that a change of mind replaces."""
+        return "pref-" + digest(*sorted((str(one), str(other))), voter)[:24]
+
+
+class Pair(Record):
+    """A preference pair: one prompt, a chosen and a rejected answer, and the opinions it came from."""
+
+    id: str
+    prompt_hash: str
+    prompt: list[Message]
+    chosen: Message
+    rejected: Message
+    source: Source
+    split: Split
+    opinions: list[str] = Field(description="Ids of the votes and preferences it rests on.")
+    completions: list[str] = Field(description="Ids of the completions it quotes.")
+    adapters: list[str] = Field(description="Concrete names that wrote the answers.")
+    created: float = Field(description="When the last opinion it rests on was given.")
+
+
+class JobError(Record):
+    code: str
+    message: str
+
+
+class Job(Record):
+    """A training run, in the words of OpenAI's fine-tuning API."""
+
+    id: str
+    served_model: str
+    training_file: str = "ledger"
+    trigger: Literal["operator", "pairs", "schedule"] = "operator"
+    method: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    suffix: str | None = None
+    metadata: dict[str, str] | None = None
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    status: JobStatus = "queued"
+    attempts: int = Field(0, description="How many times a worker has claimed it.")
+    version: int | None = Field(None, description="Number of the adapter it will publish; given once.")
+    dataset_digest: str | None = None
+    pairs: int = 0
+    held_out: int = 0
+    trained_tokens: int | None = None
+    adapter: str | None = None
+    error: JobError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in ("queued", "running")
+
+
+class JobEvent(Record):
+    id: str
+    created: float
+    level: Literal["info", "warn", "error"] = "info"
+    type: Literal["message", "metrics", "checkpoint"] = "message"
+    message: str
+    data: dict[str, Any] | None = None
+
+
+class StateChange(Record):
+    state: AdapterState
+    at: float
+    reason: str
+
+
+class Adapter(Record):
+    """What an operator must know before letting an adapter speak."""
+
+    id: str
+    served_model: str
+    version: int
+    digest: str = Field(description="sha256 over the adapter's files.")
+    parent: str | None = None
+    base_model: str
+    base_revision: str
+    job: str
+    dataset_digest: str
+    pairs: int
+    votes: int = 0
+    voters: int = 0
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    gate: dict[str, Any] = Field(default_factory=dict, description="passed, and reasons in words.")
+    state: AdapterState
+    history: list[StateChange] = Field(default_factory=list)
+    created: float
+
+    @staticmethod
+    def id_of(served_model: str, version: int, sha256: str) -> str:
+        return f"{served_model}-v{version}-{sha256[:8]}"
+
+
+class Serving(Record):
+    """Concrete names: `wanted` is intent, `live` answers now, `previous` answered before and stays loaded."""
+
+    wanted: str
+    live: str
+    previous: str | None = None
+    generation: int = 0
+    reason: str = ""

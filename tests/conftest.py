@@ -1,0 +1,37 @@
+"""What tests share: one ledger server, one pocket model and one whole stack for the run."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from feedback.connection import Ledger, open_ledger
+from feedback.settings import LedgerSettings
+from tests.processes import ROOT, free_port, ledger_server
+
+
+@pytest.fixture(scope="session")
+def ledger_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server, shared by the run; `ledger` empties its database 0 for each test."""
+    port = free_port()
+    with ledger_server(tmp_path_factory.mktemp("ledger"), port):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture
+async def ledger(ledger_url: str, tmp_path: Path) -> AsyncIterator[Ledger]:
+    ledger = open_ledger(LedgerSettings(ledger_url=ledger_url, var=tmp_path))
+    await ledger.redis.flushdb()
+    yield ledger
+    await ledger.close()
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Path:
+    """The pocket model, built as `make run` builds it and kept in var/ between runs."""
+    directory = ROOT / "var" / "pocket"
+    command = [sys.executable, "-m", "trainer", "pocket", "--out", str(directory)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=900)
+    return directory
