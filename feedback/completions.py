@@ -74,15 +74,22 @@ async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str
 
 
 async def sweep(ledger: Ledger, limit: int = 1000) -> int:
-    """Take expired completions out of the index; returns how many. Called now and then by the schedule."""
+    """Take expired completions out of the index; returns how many. Called now and then by the schedule.
+
+    Old completions with a vote stay; they are passed over, `limit` at a time.
+    """
     horizon = ledger.clock() - ledger.settings.completion_ttl_days * DAY_S
-    old = await ledger.reply(
-        ledger.redis.zrange(ledger.keys.completions, "-inf", horizon, byscore=True, offset=0, num=limit)
-    )
-    if not old:
-        return 0
-    alive = await get_many(ledger, old)
-    expired = [i for i in old if i not in alive]
-    if expired:
-        await ledger.reply(ledger.redis.zrem(ledger.keys.completions, *expired))
-    return len(expired)
+    passed, swept = 0, 0
+    while True:
+        old = await ledger.reply(
+            ledger.redis.zrange(ledger.keys.completions, "-inf", horizon, byscore=True, offset=passed, num=limit)
+        )
+        if not old:
+            return swept
+        keys = [ledger.keys.completion(i) for i in old]
+        texts = await ledger.reply(ledger.redis.mget(keys))
+        expired = [i for i, text in zip(old, texts, strict=True) if text is None]
+        if expired:
+            await ledger.reply(ledger.redis.zrem(ledger.keys.completions, *expired))
+        swept += len(expired)
+        passed += len(old) - len(expired)

@@ -90,8 +90,22 @@ end
 return 'ok'
 """
 
-# KEYS: lease. ARGV: token.
-RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+# KEYS: job, lease. ARGV: token, attempts to take back.
+RELEASE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('HINCRBY', KEYS[1], 'attempts', -ARGV[2])
+return redis.call('DEL', KEYS[2])
+"""
+
+# Two schedules that look at once must not both find nothing open. KEYS: job, all jobs, open jobs.
+# ARGV: id, status, record, created.
+CREATE_UNLESS_OPEN = """
+if redis.call('ZCARD', KEYS[3]) > 0 then return 0 end
+redis.call('HSET', KEYS[1], 'status', ARGV[2], 'attempts', 0, 'record', ARGV[3])
+redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[4], ARGV[1])
+return 1
+"""
 
 
 async def create(ledger: Ledger, job: Job) -> Job:
@@ -102,6 +116,15 @@ async def create(ledger: Ledger, job: Job) -> Job:
     await ledger.reply(pipe.execute())
     await tell(ledger, job.id, f"Job created by {job.trigger}; waiting for a worker")
     return job
+
+
+async def create_unless_open(ledger: Ledger, job: Job) -> bool:
+    """Create the job, unless this served model has an open one; returns whether it did."""
+    keys = [ledger.keys.job(job.id), ledger.keys.jobs, ledger.keys.jobs_open]
+    if not await ledger.run(CREATE_UNLESS_OPEN, keys, [job.id, job.status, _text(job), job.created]):
+        return False
+    await tell(ledger, job.id, f"Job created by {job.trigger}; waiting for a worker")
+    return True
 
 
 async def get(ledger: Ledger, job_id: str) -> Job:
@@ -207,9 +230,13 @@ async def cancel(ledger: Ledger, job_id: str) -> Job:
     return await get(ledger, job_id)
 
 
-async def release(ledger: Ledger, job_id: str, token: str) -> None:
-    """Give the lease back without ending the job, so that the next delivery takes it up at once."""
-    await ledger.run(RELEASE, [ledger.keys.job_lease(job_id)], [token])
+async def release(ledger: Ledger, job_id: str, token: str, *, is_spent: bool = True) -> None:
+    """Give the lease back without ending the job, so that the next delivery takes it up at once.
+
+    A worker that was only asked to leave has not failed: with `is_spent` false its attempt does not count.
+    """
+    keys = [ledger.keys.job(job_id), ledger.keys.job_lease(job_id)]
+    await ledger.run(RELEASE, keys, [token, 0 if is_spent else 1])
 
 
 async def tell(

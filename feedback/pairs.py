@@ -186,6 +186,11 @@ async def waiting(ledger: Ledger) -> list[str]:
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.pairs_waiting, 0, -1)))
 
 
+async def waiting_since(ledger: Ledger, since: float) -> int:
+    """How many pairs wait whose last opinion was given after `since`."""
+    return int(await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")))
+
+
 def _said(asked: dict[str, Completion], ref: AnswerRef) -> Message:
     answer = asked[ref.completion_id].answer(ref.choice)
     assert answer is not None, "a vote is only taken for a choice that exists"

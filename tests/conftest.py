@@ -10,6 +10,7 @@ import pytest
 from feedback.connection import Ledger, open_ledger
 from feedback.settings import LedgerSettings
 from tests.processes import ROOT, free_port, ledger_server
+from tests.stack import Stack
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,12 @@ def pocket() -> Path:
     command = [sys.executable, "-m", "trainer", "pocket", "--out", str(directory)]
     subprocess.run(command, check=True, cwd=ROOT, timeout=900)
     return directory
+
+
+@pytest.fixture(scope="session")
+def stack(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The embedded stack with its one real vLLM, started when first asked for."""
+    stack = Stack(var=tmp_path_factory.mktemp("stack"), pocket=pocket)
+    stack.start()
+    yield stack
+    stack.stop()

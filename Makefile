@@ -1,0 +1,50 @@
+# `make run` and `make test` are the two commands; `make help` lists the others.
+# HEED_PYTHON names the Python (3.11 to 3.14) that .venv is made from.
+
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := bash requirements/install.sh
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install:  ## make .venv and install the lock of this machine's device into it
+	@$(INSTALL)
+
+run: install  ## install, make the model, start the whole stack, print the addresses
+	@exec $(BIN)/heed up
+
+test:  ## install what tests need, then lint, types, contracts and every test
+	@$(INSTALL) --dev
+	@$(MAKE) --no-print-directory lint types
+	@$(BIN)/python -m pytest
+
+lint:  ## ruff and the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+types:  ## mypy --strict
+	@$(BIN)/mypy
+
+# Each lock is held to the one before it, so that a machine with [dev] and a container without run the same versions.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
+	--annotation-style line --override requirements/overrides.txt pyproject.toml
+
+lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
+	@$(INSTALL) --uv-only
+	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
+	@$(LOCK) $(UPGRADE) --extra dev -c requirements/gateway.txt -o requirements/dev.txt
+	@$(LOCK) $(UPGRADE) --extra gpu -c requirements/dev.txt -o requirements/gpu.txt
+	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/cpu.txt 2>/dev/null || true
+	@sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml > requirements/.torch
+	@$(LOCK) $(UPGRADE) --extra cpu -c requirements/dev.txt --config-file requirements/torch-cpu.toml \
+		--override requirements/.torch -o requirements/cpu.txt
+	@sed -i 's/^torch==[0-9.]*/&+cpu/' requirements/cpu.txt
+	@rm requirements/.torch
+
+clean:  ## remove .venv (var/, with the votes in it, stays)
+	rm -rf $(VENV)
+
+.PHONY: help install run test lint types lock clean

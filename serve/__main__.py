@@ -1,0 +1,42 @@
+"""`python -m serve`: the gateway as one process."""
+
+import logging
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from feedback.settings import LedgerSettings
+from serve.app import create_app
+from serve.auth import CannotBind
+from serve.settings import GatewaySettings
+
+SHUTDOWN_S = 10
+"""For answers that are being given when the gateway is told to stop; then their clients see the connection end."""
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        settings = GatewaySettings()
+        app = create_app(settings, LedgerSettings())
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        sys.exit(f"HEED_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}; got {wrong['input']!r}")
+    except (CannotBind, OSError) as error:
+        sys.exit(str(error))
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The gateway, put together: settings in, an ASGI app out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+
+from feedback.connection import Ledger, open_ledger
+from feedback.settings import LedgerSettings
+from serve import errors
+from serve.auth import Keys, check_binding
+from serve.door import Door
+from serve.engine import Engine
+from serve.hotswap import HotSwap
+from serve.metrics import Metrics
+from serve.routes import adapters, chat, completions, health, jobs, loop, models, votes
+from serve.routing import Replica, Routing
+from serve.settings import GatewaySettings
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """What the routes work with."""
+
+    settings: GatewaySettings
+    ledgers: dict[str, Ledger]
+    routing: Routing
+    hotswap: HotSwap
+    metrics: Metrics
+
+
+def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> FastAPI:
+    """Raises CannotBind when the settings would let strangers in."""
+    check_binding(settings)
+    metrics = Metrics()
+    keys = Keys(settings)
+    first = open_ledger(ledger_settings, settings.models[0])
+    ledgers = {model: first.of(model) for model in settings.models}
+    routing = Routing(
+        settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
+    )
+    gateway = Gateway(settings, ledgers, routing, HotSwap(routing, ledgers, settings, metrics), metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        swapping = asyncio.create_task(gateway.hotswap.run())
+        try:
+            yield
+        finally:
+            swapping.cancel()
+            await asyncio.gather(swapping, return_exceptions=True)
+            for replica in routing.replicas:
+                await replica.engine.close()
+            await first.close()
+
+    app = FastAPI(
+        title="Heed",
+        description="A chat service that improves from what its users say about its answers.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.gateway = gateway
+    app.state.keys = keys
+    for room in (chat, completions, models, votes, jobs, adapters, loop, health):
+        app.include_router(room.router)
+    errors.install(app)
+    app.add_middleware(Door, keys=keys, body_limit=int(settings.body_limit_mb * 2**20), metrics=metrics)
+    return app

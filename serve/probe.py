@@ -1,0 +1,83 @@
+"""Is an adapter fit for traffic? Asked of the engine that shall serve it, before it does.
+
+vLLM loads adapters for another base, with NaN weights or with shapes it slices to fit, and says 200 (facts/vllm.md
+no. 5), so what it answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
+"""
+
+import math
+from dataclasses import dataclass
+
+from serve.engine import Engine, EngineRefused, EngineUnreachable
+
+SHORT = "How do I make pasta?"
+LONG = " ".join(["Tell me in a few words how to make pasta, how to fly a kite and why the moon shines."] * 8)
+"""Over 128 tokens, vLLM's KV block on CPU: NaN in a freed block shows only in prompts shorter than it, and errors of
+prefill kernels only in longer ones."""
+
+TOKENS = 4
+SAME = 1e-4
+"""Log-probabilities nearer than this are taken for equal; fp32 on CPU repeats to 1e-6."""
+
+DRIFT = 0.5
+"""How far the base may move between two probes: 0.008 was measured for a zero adapter in a mixed batch, bf16 moves more,
+and an answer with another adapter's weights moved by more than this from the second token on."""
+
+
+class AdapterUnfit(Exception):
+    """It must not answer anybody; the message says why, in words for an operator."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Tokens and their log-probabilities, for each prompt."""
+
+    tokens: tuple[tuple[str, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+
+    def distance(self, other: "Reading") -> float:
+        """Largest difference up to and with the first token that differs, where two near ties have near values."""
+        most = 0.0
+        for mine, theirs, my_logprobs, their_logprobs in zip(
+            self.tokens, other.tokens, self.logprobs, other.logprobs, strict=True
+        ):
+            for token, another, here, there in zip(mine, theirs, my_logprobs, their_logprobs, strict=False):
+                most = max(most, abs(here - there))
+                if token != another:
+                    break
+        return most
+
+
+async def read(engine: Engine, name: str) -> Reading:
+    """Raises AdapterUnfit, EngineUnreachable."""
+    tokens, logprobs = [], []
+    for prompt in (SHORT, LONG):
+        body = {
+            "model": name,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "logprobs": True,
+        }
+        try:
+            answer = await engine.complete(body)
+        except EngineRefused as refused:
+            if refused.status >= 500 and not await engine.is_healthy():
+                raise EngineUnreachable("it broke while it was probed") from refused
+            raise AdapterUnfit(f"the probe of {name} was answered with status {refused.status}: {refused}") from refused
+        content = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+        found = [item["logprob"] for item in content]
+        if not found or any(value is None or not math.isfinite(value) for value in found):
+            raise AdapterUnfit(f"the probe of {name} gave log-probabilities that are not finite numbers")
+        tokens.append(tuple(item["token"] for item in content))
+        logprobs.append(tuple(found))
+    return Reading(tuple(tokens), tuple(logprobs))
+
+
+async def compare(engine: Engine, name: str, base: str, before: Reading) -> None:
+    """`before` is what the base said before `name` was loaded. Raises AdapterUnfit, EngineUnreachable."""
+    reading = await read(engine, name)
+    after = await read(engine, base)
+    if (moved := after.distance(before)) > DRIFT:
+        raise AdapterUnfit(f"since {name} was loaded, {base} answers differently (by {moved:.3g} in log-probability)")
+    if reading.tokens == after.tokens and reading.distance(after) < SAME:
+        raise AdapterUnfit(f"{name} answers exactly as {base} does, so its weights are not at work")

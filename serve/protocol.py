@@ -1,0 +1,166 @@
+"""The shapes clients send: what is typed here is checked, what is listed here passes on to vLLM, the rest is refused.
+
+vLLM ignores fields it does not know and obeys some that reach behind the gateway (`cache_salt`, `request_id`,
+`priority`, `chat_template`, `kv_transfer_params`, `vllm_xargs`), so only listed fields pass; HEED_EXTRA_PARAMETERS adds.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from feedback.records import Rating
+
+SAMPLING = frozenset(
+    "model stream stream_options n seed stop temperature top_p top_k min_p max_tokens min_tokens frequency_penalty "
+    "presence_penalty repetition_penalty length_penalty repetition_detection logit_bias logprobs logprob_token_ids "
+    "prompt_logprobs allowed_token_ids bad_words stop_token_ids include_stop_str_in_output ignore_eos "
+    "skip_special_tokens spaces_between_special_tokens add_special_tokens truncate_prompt_tokens truncation_side "
+    "response_format structured_outputs return_token_ids return_tokens_as_token_ids thinking_token_budget echo".split()
+)
+CHAT = SAMPLING | frozenset(
+    "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort "
+    "include_reasoning add_generation_prompt continue_final_message documents chat_template_kwargs".split()
+)
+TEXT = SAMPLING | {"prompt", "suffix"}
+
+OURS = frozenset({"store", "metadata", "user"})
+"""Meant for the ledger, of no use to the engine."""
+
+WITHOUT_EFFECT = frozenset(
+    "modalities prediction prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier service_tier "
+    "verbosity".split()
+)
+"""OpenAI's fields about billing, caching and style that have no meaning here; clients send them by habit."""
+
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
+    Field(max_length=16),
+]
+MAX_CHOICES = 128
+"""OpenAI's limit for `n`; each choice holds a place in the engine's batch."""
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    include_usage: bool | None = None
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class Sampling(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    user: str | None = None
+
+
+class ChatRequest(Sampling):
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class TextRequest(Sampling):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    suffix: str | None = None
+
+
+Voter = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(max_length=20_000)]
+
+
+class VoteRequest(Body):
+    completion_id: str
+    choice: int = Field(0, ge=0)
+    rating: Rating
+    voter: Voter | None = None
+    reasons: list[Annotated[str, StringConstraints(max_length=200)]] = Field(default_factory=list, max_length=20)
+    comment: Text | None = None
+    correction: Text | None = None
+
+
+class AnswerNamed(Body):
+    completion_id: str
+    choice: int = Field(0, ge=0)
+
+
+class PreferenceRequest(Body):
+    chosen: AnswerNamed
+    rejected: AnswerNamed
+    voter: Voter | None = None
+
+
+class MetadataRequest(Body):
+    metadata: Metadata
+
+
+Auto = Literal["auto"]
+
+
+class Hyperparameters(Body):
+    """OpenAI's four for DPO. What is left out, or "auto", is the recipe's to choose (trainer/hyperparameters.py)."""
+
+    beta: Annotated[float, Field(gt=0)] | Auto | None = None
+    n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto | None = None
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto | None = None
+
+
+class DpoMethod(Body):
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
+
+
+class Method(Body):
+    type: str = "dpo"
+    dpo: DpoMethod = Field(default_factory=DpoMethod)
+    supervised: dict[str, Any] | None = None
+    reinforcement: dict[str, Any] | None = None
+
+
+class JobRequest(Body):
+    model: str
+    training_file: str
+    method: Method = Field(default_factory=Method)
+    suffix: Annotated[str, StringConstraints(max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    metadata: Metadata | None = None
+    validation_file: str | None = None
+    hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
+    integrations: None = None
+
+
+class ReasonRequest(Body):
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+class RollbackRequest(Body):
+    model: str | None = None
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)]

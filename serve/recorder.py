@@ -1,0 +1,93 @@
+"""From what was asked and what was answered to the ledger's record of it."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from feedback import completions
+from feedback.connection import Ledger
+from feedback.errors import LedgerUnavailable
+from feedback.records import Choice, Completion, Message, prompt_digest
+from serve.metrics import Metrics
+from serve.routing import Target
+
+log = logging.getLogger("heed.gateway")
+
+Kind = Literal["chat.completion", "text_completion"]
+PREFIXES: dict[Kind, str] = {"chat.completion": "chatcmpl-", "text_completion": "cmpl-"}
+NOT_PARAMETERS = {"messages", "prompt", "model", "tools", "metadata", "user", "store", "stream", "stream_options"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request for an answer, as it will be recorded and as it goes to the engine."""
+
+    kind: Kind
+    path: str
+    target: Target
+    ledger: Ledger
+    number: str
+    sent: dict[str, Any]
+    forwarded: dict[str, Any]
+    arrived: float = field(default_factory=time.perf_counter)
+
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.sent.get("stream"))
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool((self.sent.get("stream_options") or {}).get("include_usage"))
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.sent.get("store") is not False
+
+    @property
+    def messages(self) -> list[Message]:
+        if self.kind == "chat.completion":
+            return list(self.sent["messages"])
+        return [{"role": "user", "content": self.sent["prompt"]}]
+
+    def completion(self, answer: dict[str, Any]) -> Completion:
+        messages, tools = self.messages, self.sent.get("tools") or None
+        return Completion(
+            id=PREFIXES[self.kind] + self.number,
+            object=self.kind,
+            served_model=self.target.served_model,
+            adapter=self.target.adapter,
+            created=answer["created"],
+            messages=messages,
+            tools=tools,
+            prompt_hash=prompt_digest(messages, tools),
+            choices=[_choice(choice) for choice in answer["choices"]],
+            usage=answer.get("usage"),
+            params={name: value for name, value in self.sent.items() if name not in NOT_PARAMETERS},
+            user=self.sent.get("user"),
+            metadata=self.sent.get("metadata"),
+            request_id="req-" + self.number,
+        )
+
+
+def _choice(choice: dict[str, Any]) -> Choice:
+    message = choice.get("message") or {"role": "assistant", "content": choice.get("text", "")}
+    return Choice(
+        index=choice["index"],
+        message={name: value for name, value in message.items() if value is not None and value != []},
+        finish_reason=choice.get("finish_reason"),
+        logprobs=choice.get("logprobs"),
+    )
+
+
+async def record(asked: Asked, answer: dict[str, Any], metrics: Metrics) -> bool:
+    """Whether the ledger has what it should have; a ledger that is down does not take the answer from the client."""
+    if not asked.is_recorded:
+        return True
+    try:
+        await completions.record(asked.ledger, asked.completion(answer))
+    except LedgerUnavailable as error:
+        metrics.unrecorded.inc()
+        log.warning("req-%s was answered and not recorded: %s", asked.number, error)
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""Which adapter a name means now, and which engine may answer with it.
+
+A request resolves its adapter once, when it comes in, and keeps it to its end. An engine that does not hold an adapter
+(loaded, verified, probed: see hotswap.py) gets no request for it; requests wait a bounded time instead.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from feedback.adapters import base_name
+from serve.engine import Engine
+from serve.errors import model_not_found, unavailable
+
+
+@dataclass
+class Replica:
+    """One engine, what it lists and what of that is fit for traffic."""
+
+    engine: Engine
+    is_up: bool = False
+    lists: dict[str, str | None] = field(default_factory=dict)
+    holds: set[str] = field(default_factory=set)
+    in_flight: Counter[str] = field(default_factory=Counter)
+
+    def forget(self) -> None:
+        """It restarted or died: what it held must be shown again."""
+        self.is_up = False
+        self.lists = {}
+        self.holds.clear()
+
+
+@dataclass(frozen=True)
+class Target:
+    served_model: str
+    adapter: str
+
+
+class Routing:
+    def __init__(self, models: Sequence[str], replicas: Sequence[Replica]) -> None:
+        self.models = tuple(models)
+        self.replicas = list(replicas)
+        self.live: dict[str, str] = {}
+        self.previous: dict[str, str | None] = {}
+        self.waiting: Counter[str] = Counter()
+        self.refused: dict[str, str] = {}
+        self.nudged = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._versioned = {model: re.compile(rf"{re.escape(model)}-v\d{{1,6}}-[0-9a-f]{{8}}") for model in models}
+
+    def resolve(self, name: str) -> Target:
+        """What `name` means at this moment. Raises Refused: 404 for a name that cannot exist, 503 before the first look
+        into the ledger, when nobody can know what is live."""
+        for model in self.models:
+            if name == model:
+                if model not in self.live:
+                    raise unavailable("not_ready", f"what is live as {model!r} is not known yet; try again shortly")
+                return Target(model, self.live[model])
+            if name == base_name(model) or self._versioned[model].fullmatch(name):
+                return Target(model, name)
+        raise model_not_found(name)
+
+    def model_of(self, adapter: str) -> str | None:
+        """The served model an adapter's name belongs to; None for names that are not adapters of ours."""
+        return next((model for model, pattern in self._versioned.items() if pattern.fullmatch(adapter)), None)
+
+    def slot(self, target: Target) -> str:
+        """A label of bounded number, for metrics."""
+        if target.adapter == self.live.get(target.served_model):
+            return "live"
+        if target.adapter == base_name(target.served_model):
+            return "base"
+        return "previous" if target.adapter == self.previous.get(target.served_model) else "other"
+
+    def is_held(self, adapter: str) -> bool:
+        return any(replica.is_up and adapter in replica.holds for replica in self.replicas)
+
+    def held(self) -> set[str]:
+        return {name for replica in self.replicas if replica.is_up for name in replica.holds}
+
+    def in_flight(self, adapter: str) -> int:
+        return sum(replica.in_flight[adapter] for replica in self.replicas)
+
+    @asynccontextmanager
+    async def borrow(self, adapter: str, deadline: float) -> AsyncIterator[Replica]:
+        """An engine that holds `adapter`, counted as busy with it from the moment it is picked.
+
+        Picking and counting are one step without an await, so the hot swap never unloads what was just picked.
+        `deadline` is in the event loop's time. Raises Refused (503).
+        """
+        replica = self._able(adapter) or await self._wait_for(adapter, deadline)
+        replica.in_flight[adapter] += 1
+        try:
+            yield replica
+        finally:
+            replica.in_flight[adapter] -= 1
+            if not replica.in_flight[adapter]:
+                del replica.in_flight[adapter]
+
+    def _able(self, adapter: str) -> Replica | None:
+        able = [replica for replica in self.replicas if replica.is_up and adapter in replica.holds]
+        return min(able, key=lambda replica: replica.in_flight.total()) if able else None
+
+    async def _wait_for(self, adapter: str, deadline: float) -> Replica:
+        """Waiting is asking: the hot swap loads what somebody waits for, if there is room."""
+        self.waiting[adapter] += 1
+        self.nudge()
+        try:
+            async with asyncio.timeout_at(deadline):
+                while (replica := self._able(adapter)) is None:
+                    if reason := self.refused.get(adapter):
+                        raise unavailable("adapter_not_loaded", f"{adapter} cannot be loaded: {reason}", 30)
+                    await self._changed.wait()
+                return replica
+        except TimeoutError:
+            if any(replica.is_up for replica in self.replicas):
+                raise unavailable("adapter_not_loaded", f"no engine holds {adapter} yet; try again shortly") from None
+            raise unavailable("engine_unavailable", "the engine is down or starting; try again shortly", 10) from None
+        finally:
+            self.waiting[adapter] -= 1
+            if not self.waiting[adapter]:
+                del self.waiting[adapter]
+
+    def notify(self) -> None:
+        """Something that requests may wait for has changed."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def nudge(self) -> None:
+        """Let the hot swap look now instead of at its next turn."""
+        self.nudged.set()

@@ -1,0 +1,69 @@
+"""What the gateway can be told, and why each default is what it is."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to bind; without client keys only a loopback address is taken.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to bind; 8000 is where people look for such a service.")
+    var: Path = Field(Path("var"), description="Where state lives: adapters/ and operator.key.")
+    models: Names = Field(("heed",), description="Served models, separated by commas; the first is the default.")
+    engine_url: str = Field("http://127.0.0.1:8100", description="Where vLLM answers; never an address of clients.")
+    engine_key: str = Field("", description="vLLM's --api-key, if it has one; on loopback it needs none.")
+    base_adapter: str = Field(
+        "",
+        description="Zero adapter that stands for the base model. Empty: vLLM serves the base by the name NAME-base. "
+        "On CPU it is needed, for vLLM there answers base requests with an adapter (facts/vllm.md no. 7).",
+    )
+    operator_key: str = Field("", description="Key of the operator; empty: read from var/operator.key, made if missing.")
+    client_keys: Names = Field(
+        (), description="Keys of clients, plain or as sha256:HEX; none: no key is needed, on loopback only."
+    )
+    allowed_hosts: Names = Field(
+        (), description="More Host names to answer to without client keys; others are refused (DNS rebinding)."
+    )
+    extra_parameters: Names = Field(
+        (), description="Engine parameters clients may send beyond the safe list; some reach behind the gateway."
+    )
+    body_limit_mb: float = Field(10, gt=0, description="Largest body; a long conversation with an image fits.")
+    engine_wait_s: float = Field(
+        60, ge=0, description="Longest wait for an engine that can answer; a restarted vLLM is back in 35-60 s on CPU."
+    )
+    engine_silence_s: float = Field(
+        600, gt=0, description="Longest silence of the engine within an answer; as long as OpenAI's client waits."
+    )
+    reconcile_every_s: float = Field(
+        0.3, gt=0, description="How often wanted and real adapters are compared; costs one small request each time."
+    )
+    promote_wait_s: float = Field(
+        60, ge=0, description="How long a promotion waits to be live before it answers; a swap takes about a second."
+    )
+    spare_adapters: int = Field(
+        1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."
+    )
+
+    @field_validator("models", "client_keys", "allowed_hosts", "extra_parameters", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _has_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one served model, for example HEED_MODELS=heed")
+        return value
+
+    @property
+    def adapters_dir(self) -> Path:
+        return (self.var / "adapters").resolve()

@@ -1,0 +1,138 @@
+"""`python -m trainer`: the recipes, each the same command for a person, a test and a worker.
+
+Imports are inside the commands: torch reads the thread count when it is imported, and `--help` needs none of it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from trainer import machine
+from trainer.progress import RecipeRefused, Reporter
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+Style = Annotated[
+    Literal["jsonl", "bar"] | None,
+    typer.Option("--progress", help="jsonl for a program; a bar where there is a terminal"),
+]
+Base = Annotated[str, typer.Option(help="Folder of the base model, or its Hub id")]
+
+
+@app.command()
+def pocket(out: Annotated[Path, typer.Option()], seed: int = 0, progress: Style = None) -> None:
+    """Make the pocket model, or leave a finished one of the same recipe alone."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.pocket import build
+
+        def report(step: int, steps: int, loss: float) -> None:
+            reporter.emit("step", step=step, steps=steps, metrics={"loss": loss})
+
+        made = build(out, seed, report)
+        reporter.emit("done", model=str(out), made=made)
+        return 0
+
+    _run(recipe, "pocket model", progress, None)
+
+
+@app.command()
+def zero(
+    base: Base,
+    out: Annotated[Path, typer.Option()],
+    lora_rank: int = 16,
+    progress: Style = None,
+) -> None:
+    """Write an adapter that changes nothing, through which vLLM on CPU serves the base."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.weights import write_zero_adapter
+
+        made = write_zero_adapter(base, out, lora_rank)
+        reporter.emit("done", adapter=str(out), made=made)
+        return 0
+
+    _run(recipe, "zero adapter", progress, base)
+
+
+@app.command()
+def dpo(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of pairs: prompt, chosen, rejected")],
+    out: Annotated[Path, typer.Option(help="The adapter's folder; must not exist")],
+    work: Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it stops the run")],
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")
+    ] = None,
+    beta: float | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    sft_weight: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    progress: Style = None,
+) -> None:
+    """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
+    asked = {
+        "beta": beta, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "sft_weight": sft_weight,
+        "lora_rank": lora_rank, "seed": seed, "max_length": max_length, "checkpoint_steps": checkpoint_steps,
+    }  # fmt: skip
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer import dpo as recipes
+
+        settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        run = recipes.Run(base, train, out, work, init, recipes.Hyperparameters(**settings))
+        return recipes.train(run, reporter)
+
+    _run(recipe, "dpo", progress, base)
+
+
+@app.command()
+def evaluate(
+    base: Base,
+    adapter: Annotated[Path, typer.Option()],
+    heldout: Annotated[Path, typer.Option(help="JSONL of pairs that were not trained on")],
+    out: Annotated[Path, typer.Option(help="Where eval.json goes")],
+    parent: Annotated[Path | None, typer.Option(help="The adapter before; without it, the base")] = None,
+    beta: Annotated[float, typer.Option(help="Scale of the margin, as in training")] = 0.1,
+    progress: Style = None,
+) -> None:
+    """Judge an adapter on held-out pairs, against its parent."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.evaluate import evaluate as judge
+
+        report = judge(base=base, adapter=adapter, parent=parent, heldout=heldout, out=out, beta=beta)
+        reporter.emit("done", **{key: report[key] for key in ("pairs", "before", "after", "weights")})
+        return 0
+
+    _run(recipe, "evaluate", progress, base)
+
+
+def _run(
+    recipe: Callable[[Reporter], int], title: str, style: Literal["jsonl", "bar"] | None, base: str | None
+) -> None:
+    machine.die_with_parent()
+    machine.prepare_environment(base)
+    reporter = Reporter(style, title)
+    try:
+        code = recipe(reporter)
+    except (RecipeRefused, OSError, ValueError) as error:
+        reporter.close()
+        reporter.emit("error", message=str(error))
+        if os.environ.get("HEED_TRACEBACK"):
+            raise
+        code = 1
+    reporter.close()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,48 @@
+"""Hyperparameters: what a run is told, by the size of its base, the operator's settings and the job's wishes."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from feedback.records import Job
+from trainer.settings import WorkshopSettings
+
+Hyperparameters = dict[str, float]
+
+TINY_WIDTH = 512
+"""A hidden size up to here is a pocket model; the smallest chat models people use are about 900 wide."""
+
+# The recipe's own defaults, found with the pocket model.
+TINY: Final[Hyperparameters] = {
+    "beta": 0.1, "epochs": 4.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 1.0, "lora_rank": 16
+}  # fmt: skip
+# TRL's LoRA rate for DPO (5e-6 in trl/scripts/dpo.py), one pass as over-optimisation begins within the first (Rafailov
+# 2406.02900), and Llama 3's likelihood term of 0.2.
+REAL: Final[Hyperparameters] = {
+    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "sft_weight": 0.2, "lora_rank": 16
+}  # fmt: skip
+
+
+def choose(base_width: int, settings: WorkshopSettings, job: Job) -> Hyperparameters:
+    """A job's wishes go before the settings, and those before the size of the base. `auto` is no wish."""
+    chosen = dict(TINY if base_width <= TINY_WIDTH else REAL)
+    for name in ("beta", "epochs", "batch_size", "learning_rate"):
+        if (value := getattr(settings, name)) is not None:
+            chosen[name] = value
+    wishes = _wishes(job.method)
+    for wish, name in (("beta", "beta"), ("n_epochs", "epochs"), ("batch_size", "batch_size")):
+        if wish in wishes:
+            chosen[name] = wishes[wish]
+    chosen["batch_size"] = int(chosen["batch_size"])
+    chosen["learning_rate"] *= wishes.get("learning_rate_multiplier", 1.0)
+    chosen["checkpoint_steps"] = settings.checkpoint_steps
+    return chosen
+
+
+def as_flags(chosen: Mapping[str, float]) -> list[str]:
+    """For the command line of `python -m trainer dpo`."""
+    return [part for name, value in chosen.items() for part in (f"--{name.replace('_', '-')}", f"{value:.12g}")]
+
+
+def _wishes(method: Mapping[str, Any]) -> dict[str, float]:
+    asked = (method.get("dpo") or {}).get("hyperparameters") or {}
+    return {name: value for name, value in asked.items() if isinstance(value, int | float)}

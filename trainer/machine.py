@@ -1,0 +1,59 @@
+"""The machine that a recipe runs on: how many threads it may use, and what ends it.
+
+Needs no torch, because the thread count must be in the environment before torch is imported.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def thread_quota() -> int:
+    """Real CPU share of this process: HEED_THREADS, else the smaller of affinity and cgroup quota.
+
+    More threads than that wait for each other at barriers: a run of 3 s took 32 s with two threads on one busy core.
+    """
+    if asked := os.environ.get("HEED_THREADS"):
+        return max(1, int(asked))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(usable, int(quota)) if quota else usable)
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    try:
+        if (root / "cpu.max").is_file():
+            limit, period = (root / "cpu.max").read_text().split()
+            return None if limit == "max" else int(limit) / int(period)
+        limit = (root / "cpu" / "cpu.cfs_quota_us").read_text()
+        period = (root / "cpu" / "cpu.cfs_period_us").read_text()
+    except (OSError, ValueError):
+        return None
+    return int(limit) / int(period) if int(limit) > 0 else None
+
+
+def prepare_environment(base: str | None = None) -> None:
+    """To be called before torch is imported: threads, one GPU, no telemetry, no hub when the base is a folder."""
+    os.environ["OMP_NUM_THREADS"] = str(thread_quota())
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if base is None or Path(base).is_dir():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    # The transformers Trainer wraps the model in DataParallel when it sees several GPUs and no launcher.
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent ends, however it ends; elsewhere callers poll `has_lost`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def has_lost(parent: int) -> bool:
+    return os.getppid() != parent

@@ -1,0 +1,125 @@
+"""Plans: what a job trains on, from where, and against what it is measured. Made once, kept in its manifest."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from feedback import adapters, jobs, pairs, votes
+from feedback.errors import AdapterUnknown
+from trainer import dataset, hyperparameters, manifest
+from trainer.dataset import Dataset
+from trainer.manifest import Base, Manifest
+from trainer.work import Work
+
+
+class TrainingFileUnknown(Exception):
+    """The job names a training file that this workshop cannot read."""
+
+
+async def freeze(work: Work) -> Manifest:
+    """Freeze the dataset, or find it frozen by an earlier attempt.
+
+    Raises TooFewPairs, TrainingFileUnknown, JobLeaseLost, JobFinished, OSError.
+    """
+    began = time.monotonic()
+    train_file, held_out_file = work.folder / "train.jsonl", work.folder / "heldout.jsonl"
+    known = manifest.read(work.folder)
+    if known and _is_whole(known, train_file, held_out_file):
+        return known
+    if work.job.training_file != "ledger":
+        raise TrainingFileUnknown(
+            f"training_file is {work.job.training_file!r}, which this version cannot read; send 'ledger' instead"
+        )
+    ids, replayed = await _select(work)
+    rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
+    dataset.refuse_too_few(rows, work.settings.min_pairs)
+    await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
+    rows.write(train_file, held_out_file)
+
+    base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
+    known = await _plan(work, base, rows, ids, replayed)
+    known.seconds["freeze"] = round(time.monotonic() - began, 3)
+    known.write(work.folder)
+    await work.save(dataset_digest=rows.digest, pairs=len(rows.train), held_out=len(rows.held_out))
+    dropped = ", ".join(f"{count} {reason}" for reason, count in known.dataset.dropped.items())
+    await work.tell(
+        f"Dataset frozen: {len(rows.train)} pairs to train on, {len(rows.held_out)} held out, {replayed} of them old, "
+        f"{dropped or 'none'} dropped",
+        data={"stage": "freeze", "seconds": known.seconds["freeze"], "dataset_digest": rows.digest},
+    )
+    return known
+
+
+async def _select(work: Work) -> tuple[list[str], int]:
+    """Ids of the job's pairs, and how many of them are replayed. A job has those that it froze first."""
+    frozen = await work.patiently(lambda: jobs.frozen(work.ledger, work.job.id))
+    if frozen:
+        waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
+        return frozen, sum(pair_id not in waiting for pair_id in frozen)
+    await work.patiently(lambda: pairs.settle(work.ledger))
+    selection = dataset.choose(
+        await work.patiently(lambda: pairs.ids(work.ledger)),
+        await work.patiently(lambda: pairs.waiting(work.ledger)),
+        work.settings.replay,
+        work.job.seed,
+    )
+    return selection.ids, len(selection.replayed)
+
+
+async def _plan(work: Work, base: Base, rows: Dataset, ids: list[str], replayed: int) -> Manifest:
+    parent = await _live(work, base.revision)
+    width = await asyncio.to_thread(_width, base.name)
+    opinions = sorted({opinion for pair in [*rows.train, *rows.held_out] for opinion in pair.opinions})
+    cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
+    return Manifest(
+        job=work.job.id,
+        served_model=work.ledger.model,
+        created=work.ledger.clock(),
+        dataset=manifest.Frozen(
+            digest=rows.digest,
+            pairs=ids,
+            train=[pair.id for pair in rows.train],
+            held_out=[pair.id for pair in rows.held_out],
+            replayed=replayed,
+            dropped={str(reason): count for reason, count in sorted(rows.dropped.items())},
+            votes=len(cast),
+            voters=len({opinion.voter for opinion in cast}),
+        ),
+        base=base,
+        parent=parent,
+        start=parent if work.settings.start == "live" else None,
+        hyperparameters=hyperparameters.choose(width, work.settings, work.job),
+        seed=work.job.seed,
+        versions=manifest.versions(),
+    )
+
+
+async def _live(work: Work, base_revision: str) -> str | None:
+    """The live adapter, if there is one that belongs to this base and whose files are here."""
+    serving = await work.patiently(lambda: adapters.serving(work.ledger))
+    if serving.live == adapters.base_name(work.ledger.model):
+        return None
+    try:
+        live = await work.patiently(lambda: adapters.get(work.ledger, serving.live))
+    except AdapterUnknown:
+        return None  # `heed check` tells
+    if live.base_revision != base_revision:
+        await work.tell(f"{live.id} belongs to another base model, so training starts afresh", level="warn")
+        return None
+    if not (work.settings.adapters / live.id).is_dir():
+        await work.tell(f"The files of {live.id} are gone, so training starts afresh", level="warn")
+        return None
+    return live.id
+
+
+def _width(base: str) -> int:
+    from trainer.weights import base_config
+
+    return int(base_config(base)["hidden_size"])
+
+
+def _is_whole(known: Manifest, train_file: Path, held_out_file: Path) -> bool:
+    try:
+        return dataset.digest_of(train_file.read_bytes(), held_out_file.read_bytes()) == known.dataset.digest
+    except OSError:
+        return False

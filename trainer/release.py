@@ -1,0 +1,65 @@
+"""Releases: a judged adapter is published, registered, and by policy asked for.
+
+A candidate that the gate refused is released as well, as `rejected`: its job has done what it was asked for and
+succeeds with an adapter nobody can promote, which an operator can look at, and its pairs count as learnt from.
+(Failing the job instead would train the same pairs to the same end again.)
+"""
+
+import asyncio
+
+from feedback import adapters, jobs
+from feedback.records import Adapter
+from trainer.gate import Verdict
+from trainer.manifest import Manifest
+from trainer.publish import publish
+from trainer.work import Work
+
+
+async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
+    """Raises PublishedOtherwise, JobLeaseLost, JobFinished, OSError."""
+    version = await work.patiently(lambda: jobs.number(work.ledger, work.job.id, work.token))
+    async with work.stage(known, "publish"):
+        source, shelf = work.folder / "adapter", work.settings.adapters
+        adapter_id, digest = await asyncio.to_thread(publish, source, shelf, work.ledger.model, version)
+        known.adapter = adapter_id
+    adapter = Adapter(
+        id=adapter_id,
+        served_model=work.ledger.model,
+        version=version,
+        digest=digest,
+        parent=known.parent,
+        base_model=known.base.name,
+        base_revision=known.base.revision,
+        job=work.job.id,
+        dataset_digest=known.dataset.digest,
+        pairs=len(known.dataset.train),
+        votes=known.dataset.votes,
+        voters=known.dataset.voters,
+        hyperparameters={**known.hyperparameters, "seed": known.seed, "start": known.start},
+        metrics=verdict.numbers,
+        gate={"passed": verdict.passed, "reasons": verdict.reasons},
+        state="candidate" if verdict.passed else "rejected",
+        created=work.ledger.clock(),
+    )
+    await work.save(adapter=adapter_id)
+    await work.patiently(lambda: adapters.register(work.ledger, adapter, "; ".join(verdict.reasons)))
+    data = {"stage": "publish", "seconds": known.seconds["publish"], "adapter": adapter_id}
+    await work.tell(f"Adapter {adapter_id} published, state {adapter.state}", data=data)
+    return adapter
+
+
+async def promote(work: Work, adapter: Adapter) -> None:
+    """By policy. A job that was taken up again after its adapter was wanted does not want it a second time."""
+    if adapter.state == "rejected":
+        await work.tell(f"{adapter.id} will not be served: the gate said no", level="warn")
+        return
+    if work.settings.promote == "manual":
+        await work.tell(f"{adapter.id} waits for an operator: heed promote {adapter.id}")
+        return
+    registered = await work.patiently(lambda: adapters.get(work.ledger, adapter.id))
+    if registered.state != "candidate":
+        return
+    # A job that was cancelled in the last moment must not change what is live.
+    await work.patiently(lambda: jobs.heartbeat(work.ledger, work.job.id, work.token))
+    await work.patiently(lambda: adapters.want(work.ledger, adapter.id, f"{work.job.id} passed the gate"))
+    await work.tell(f"{adapter.id} is asked to go live")

@@ -1,0 +1,42 @@
+"""The schedule: what is due? Asked every few seconds, by any number of workers at once.
+
+A job is due because an operator asked for it, because enough new pairs came in, or because the hours say so; one at a
+time for each served model. Pairs count as new only when they came after the newest job began: a job that failed is
+not repeated by itself before there is something new to learn.
+"""
+
+from typing import Literal
+
+from feedback import completions, jobs, pairs
+from feedback.connection import Ledger
+from feedback.records import Job, new_id
+from trainer.settings import WorkshopSettings
+
+HOUR_S = 3600
+
+
+async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
+    """Settle what was voted, create a job if one is due; returns the id of an open job that no worker attends to."""
+    await pairs.settle(ledger)
+    if not await jobs.open_ids(ledger) and (trigger := await _due(ledger, settings)):
+        # The seed is the time's, so that two jobs in a row do not replay the same old pairs.
+        now = ledger.clock()
+        job = Job(id=new_id("ftjob"), served_model=ledger.model, trigger=trigger, seed=int(now), created=now)
+        await jobs.create_unless_open(ledger, job)
+    return await jobs.unattended(ledger)
+
+
+async def sweep(ledger: Ledger) -> int:
+    return await completions.sweep(ledger)
+
+
+async def _due(ledger: Ledger, settings: WorkshopSettings) -> Literal["pairs", "schedule"] | None:
+    newest, _ = await jobs.page(ledger, limit=1)
+    since = newest[0].created if newest else 0.0
+    fresh = await pairs.waiting_since(ledger, since)
+    if settings.train_every_pairs and fresh >= max(settings.train_every_pairs, settings.min_pairs):
+        return "pairs"
+    hours = (ledger.clock() - since) / HOUR_S
+    if settings.train_every_hours and hours >= settings.train_every_hours and fresh >= settings.min_pairs:
+        return "schedule"
+    return None

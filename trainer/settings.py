@@ -1,0 +1,78 @@
+"""Where the workshop works, when it trains and what it lets out."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkshopSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
+
+    broker_url: str = Field(
+        "redis://127.0.0.1:6379/1", description="Celery's Redis; beside the ledger's database, so one server will do."
+    )
+    var: Path = Field(Path("var"), description="Where jobs work and adapters are published; the gateway reads it too.")
+    models: str = Field("heed", description="Served models, separated by commas; each has votes and jobs of its own.")
+    base_model: str = Field(
+        "", description="Folder or Hub id of the model that adapters are for; without it, the pocket model in HEED_VAR."
+    )
+    promote: Literal["auto", "manual"] = Field(
+        "auto", description="Whether an adapter that passed the gate goes live by itself: the circle is to turn."
+    )
+
+    tick_s: float = Field(
+        2.0, gt=0, description="How often a due job is looked for; a person waits for it after a click."
+    )
+    sweep_s: float = Field(600, gt=0, description="How often expired completions leave the index; nobody waits for it.")
+    train_every_pairs: int = Field(
+        200, ge=0, description="New pairs that start a job by themselves, 0 for never; fewer cannot be told from noise."
+    )
+    train_every_hours: float = Field(
+        0, ge=0, description="Longest time between jobs while new pairs come in, 0 for never; off, as laptops sleep."
+    )
+    min_pairs: int = Field(
+        20,
+        ge=1,
+        description="Fewer pairs to train on are refused: a pocket model learns from dozens, nothing from a few.",
+    )
+    max_attempts: int = Field(
+        3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."
+    )
+
+    start: Literal["live", "base"] = Field(
+        "live", description="What a job's adapter starts from; the reference of DPO is the base in both cases."
+    )
+    replay: float = Field(
+        0.1, ge=0, description="Old pairs trained on again, as a share of the new ones, so that old lessons are kept."
+    )
+    gate_tolerance: float = Field(
+        0.03, ge=0, lt=1, description="Held-out accuracy that a candidate may lose however sure the loss is."
+    )
+    beta: float | None = Field(None, gt=0, description="DPO's beta; without it, the one for a base of this size.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the pairs; without it, by the size of the base.")
+    batch_size: int | None = Field(None, gt=0, description="Pairs in a step; without it, by the size of the base.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak rate; without it, by the size of the base.")
+    checkpoint_steps: int = Field(20, ge=1, description="Steps between checkpoints: what a crash costs at most.")
+    nice: int = Field(
+        10, ge=0, le=19, description="Priority of the training process: on shared cores answers go before lessons."
+    )
+
+    @property
+    def names(self) -> list[str]:
+        return [name.strip() for name in self.models.split(",") if name.strip()]
+
+    @property
+    def base(self) -> str:
+        """The base as recipes take it: an absolute folder where there is one, else a Hub id."""
+        if not self.base_model:
+            return str(self.var.resolve() / "pocket")
+        return str(Path(self.base_model).resolve()) if Path(self.base_model).is_dir() else self.base_model
+
+    @property
+    def adapters(self) -> Path:
+        return self.var.resolve() / "adapters"
+
+    def job_folder(self, job_id: str) -> Path:
+        return self.var.resolve() / "jobs" / job_id

@@ -1,0 +1,112 @@
+"""Stages of a job: freeze, train, evaluate, release. Each can be repeated and gives the same.
+
+What a stage made is noted in the job's manifest when it is finished, so a worker that takes the job up goes on with
+the next one; training itself goes on from its last whole checkpoint. One number is given to a job once, and its
+adapter's name follows from number and bytes: however often a job is taken up, one adapter comes out.
+"""
+
+import hashlib
+import time
+
+from feedback.adapters import digest_of
+from feedback.records import Adapter
+from trainer import gate, hyperparameters, manifest, plan
+from trainer.child import Event, run_recipe
+from trainer.manifest import Manifest
+from trainer.release import promote, release
+from trainer.work import Work
+
+METRICS_EVERY_S = 1.0
+"""A pocket model makes several steps a second; a person reads one line."""
+
+
+async def run(work: Work) -> Adapter:
+    """All stages up to a registered adapter; the job is then ready to be finished.
+
+    Raises TooFewPairs, TrainingFileUnknown, RecipeFailed, PublishedOtherwise, JobLeaseLost, JobFinished, OSError.
+    """
+    known = await plan.freeze(work)
+    await train(work, known)
+    verdict = await evaluate(work, known)
+    adapter = await release(work, known, verdict)
+    await promote(work, adapter)
+    return adapter
+
+
+async def train(work: Work, known: Manifest) -> None:
+    made = work.folder / "adapter"
+    if known.trained and made.is_dir() and digest_of(made) == known.trained:
+        return
+    await work.tell(f"Training starts from {known.start or 'the base model'}", data={"stage": "train"})
+    flags = ["--base", known.base.name, "--train", str(work.folder / "train.jsonl"), "--out", str(made)]
+    flags += ["--work", str(work.folder / "work"), "--seed", str(known.seed)]
+    flags += hyperparameters.as_flags(known.hyperparameters)
+    if known.start:
+        flags += ["--init", str(work.settings.adapters / known.start)]
+    async with work.stage(known, "train"):
+        relay = Relay(work, known)
+        done = await run_recipe(["dpo", *flags], work.folder / "dpo.log", work.settings.nice, relay.take)
+        known.trained = digest_of(made)
+    if done.get("trained_tokens"):
+        await work.save(trained_tokens=int(done["trained_tokens"]))
+    await work.tell("Training done", data={"stage": "train", "seconds": known.seconds["train"]})
+
+
+class Relay:
+    """Turns what the recipe says into the job's events, metrics under TRL's names."""
+
+    def __init__(self, work: Work, known: Manifest) -> None:
+        self._work, self._known = work, known
+        self._told_at = 0.0
+
+    async def take(self, event: Event) -> None:
+        if event["event"] == "step":
+            await self._step(event)
+        elif event["event"] == "checkpoint":
+            await self._checkpoint(int(event["step"]))
+        elif event["event"] == "resumed":
+            data = {"stage": "train", "step": event["step"]}
+            await self._work.tell(f"Training goes on from the checkpoint at step {event['step']}", data=data)
+
+    async def _step(self, event: Event) -> None:
+        step, steps, metrics = event["step"], event["steps"], event["metrics"]
+        if time.monotonic() - self._told_at < METRICS_EVERY_S and step not in (1, steps):
+            return
+        self._told_at = time.monotonic()
+        speed = {name: event.get(name) for name in ("tokens_per_second", "seconds_left")}
+        data = {"step": step, "total_steps": steps, **speed, **metrics}
+        await self._work.tell(f"Step {step}/{steps}: loss {metrics.get('loss', 0):.4f}", type="metrics", data=data)
+
+    async def _checkpoint(self, step: int) -> None:
+        seal = self._work.folder / "work" / f"checkpoint-{step}" / "seal.json"
+        digest = hashlib.sha256(seal.read_bytes()).hexdigest() if seal.is_file() else None
+        others = [checkpoint for checkpoint in self._known.checkpoints if checkpoint.step != step]
+        self._known.checkpoints = [*others, manifest.Checkpoint(step=step, digest=digest)]
+        self._known.write(self._work.folder)
+        await self._work.tell(f"Checkpoint at step {step}", type="checkpoint", data={"step": step})
+
+
+async def evaluate(work: Work, known: Manifest) -> gate.Verdict:
+    """Measured once; the verdict stands although the settings change before the job is taken up again."""
+    if known.gate is not None:
+        return gate.Verdict.model_validate(known.gate)
+    report_file = work.folder / "eval.json"
+    flags = ["--base", known.base.name, "--adapter", str(work.folder / "adapter"), "--out", str(report_file)]
+    flags += ["--heldout", str(work.folder / "heldout.jsonl"), "--beta", f"{known.hyperparameters['beta']:g}"]
+    if known.parent:
+        flags += ["--parent", str(work.settings.adapters / known.parent)]
+    async with work.stage(known, "evaluate"):
+        await run_recipe(["evaluate", *flags], work.folder / "evaluate.log", work.settings.nice, _ignore)
+        report = gate.Evaluation.model_validate_json(report_file.read_bytes())
+        verdict = gate.judge(report, work.settings.gate_tolerance, has_parent=known.parent is not None)
+        known.evaluation, known.gate = report.model_dump(exclude={"deltas"}), verdict.model_dump()
+    await work.tell(
+        f"The gate {'lets it pass' if verdict.passed else 'says no'}: {'; '.join(verdict.reasons)}",
+        level="info" if verdict.passed else "warn",
+        data={"stage": "evaluate", "seconds": known.seconds["evaluate"], **verdict.numbers},
+    )
+    return verdict
+
+
+async def _ignore(event: Event) -> None:
+    """An evaluation's last event repeats its report."""
