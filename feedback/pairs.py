@@ -10,12 +10,13 @@ Voting only notes which prompts are unsettled; `settle` derives their pairs afte
 or a million, so a rule can change without touching a vote.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from feedback import completions, votes
 from feedback.connection import Ledger
+from feedback.errors import TooFewPairs
 from feedback.records import (
     AnswerRef,
     Completion,
@@ -189,6 +190,37 @@ async def waiting(ledger: Ledger) -> list[str]:
 async def waiting_since(ledger: Ledger, since: float) -> int:
     """How many pairs wait whose last opinion was given after `since`."""
     return int(await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Standing pairs, by which half they are on and by what they came from."""
+
+    train: int
+    held_out: int
+    by_source: dict[Source, int]
+
+    @property
+    def total(self) -> int:
+        return self.train + self.held_out
+
+
+async def counts(ledger: Ledger) -> Counts:
+    standing = await get_many(ledger, await ids(ledger))
+    held_out = sum(pair.split == "held_out" for pair in standing)
+    return Counts(len(standing) - held_out, held_out, dict(Counter(pair.source for pair in standing)))
+
+
+async def require_enough(ledger: Ledger) -> Counts:
+    """Raises TooFewPairs."""
+    found, settings = await counts(ledger), ledger.settings
+    if found.train < settings.min_pairs or found.held_out < settings.min_held_out_pairs:
+        raise TooFewPairs(
+            f"the votes amount to {found.train} pairs to train on and {found.held_out} held out; at least "
+            f"{settings.min_pairs} and {settings.min_held_out_pairs} are needed: vote up and down on answers to "
+            "the same prompt, prefer one answer to another, or correct some"
+        )
+    return found
 
 
 def _said(asked: dict[str, Completion], ref: AnswerRef) -> Message:

@@ -28,3 +28,9 @@ class LedgerSettings(BaseSettings):
     held_out_share: float = Field(
         0.1, gt=0, lt=1, description="Share of conversations never trained on, by hash, so that the gate can measure."
     )
+    min_pairs: int = Field(
+        20, ge=1, description="Fewer pairs to train on teach noise; a job asked for then is refused."
+    )
+    min_held_out_pairs: int = Field(
+        3, ge=1, description="Fewer held-out pairs cannot tell a better adapter from a worse one."
+    )

@@ -3,32 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
-from feedback.connection import Ledger, open_ledger
+from feedback.connection import open_ledger
 from feedback.settings import LedgerSettings
 from serve import errors
 from serve.auth import Keys, check_binding
 from serve.door import Door
 from serve.engine import Engine
+from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
 from serve.routes import adapters, chat, completions, health, jobs, loop, models, votes
 from serve.routing import Replica, Routing
 from serve.settings import GatewaySettings
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """What the routes work with."""
-
-    settings: GatewaySettings
-    ledgers: dict[str, Ledger]
-    routing: Routing
-    hotswap: HotSwap
-    metrics: Metrics
 
 
 def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> FastAPI:

@@ -1,7 +1,8 @@
 """Who may do what: a client chats and votes, an operator does everything.
 
 Keys are kept as digests and compared in constant time. Without client keys anyone on this machine is a client, so the
-gateway then binds to loopback only, and answers only to names of this machine, lest a web page reach it by DNS rebinding.
+gateway then binds to loopback only, and answers only to names of this machine, lest a web page reach it by rebinding
+a DNS name.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class Keys:
     def is_client(self, key: str) -> bool:
         digest = _digest(key)
         # All are compared, so that the time taken does not tell which one matched.
-        return any([hmac.compare_digest(digest, known) for known in self._clients])
+        return sum(hmac.compare_digest(digest, known) for known in self._clients) > 0
 
     def knows_host(self, host: str) -> bool:
         """Whether a Host header may be answered."""
@@ -107,7 +108,9 @@ async def client(request: Request) -> str:
     if keys.is_open:
         return "anonymous"
     if not key:
-        raise Refused(401, "missing_api_key", "no key came with the request; send Authorization: Bearer KEY", None, BEARER)
+        raise Refused(
+            401, "missing_api_key", "no key came with the request; send Authorization: Bearer KEY", None, BEARER
+        )
     raise Refused(401, "invalid_api_key", "the key is not known here; ask the operator for one", None, BEARER)
 
 

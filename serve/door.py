@@ -44,7 +44,7 @@ class Door:
         except Refused as refused:
             answer = envelope(refused.status_code, refused.code, refused.detail, refused.param, refused.headers)
             await answer(scope, receive, send_with_id)
-        except Exception:  # noqa: BLE001 - the last resort: nobody gets a traceback, and everybody an answer
+        except Exception:  # the last resort: nobody gets a traceback, and everybody an answer
             log.exception("req-%s failed", number)
             if not status:
                 words = f"something went wrong on our side; the log has it under req-{number}"
@@ -58,7 +58,9 @@ class Door:
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._keys.knows_host(host):
             raise Refused(
-                403, "host_not_allowed", "the Host header does not name this machine; use 127.0.0.1 or HEED_ALLOWED_HOSTS"
+                403,
+                "host_not_allowed",
+                "the Host header does not name this machine; use 127.0.0.1 or HEED_ALLOWED_HOSTS",
             )
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return

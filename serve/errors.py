@@ -66,7 +66,9 @@ class Refused(HTTPException):
 
 def model_not_found(name: str) -> Refused:
     shown = name[:QUOTED_CHARACTERS]
-    return Refused(404, "model_not_found", f"the model {shown!r} does not exist; see /v1/models for those that do", "model")
+    return Refused(
+        404, "model_not_found", f"the model {shown!r} does not exist; see /v1/models for those that do", "model"
+    )
 
 
 def unavailable(code: str, message: str, retry_after_s: float = 5) -> Refused:
@@ -85,7 +87,7 @@ def type_of(status: int) -> str:
 
 
 def explain(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> Refused:
-    """The first of pydantic's errors in the envelope's words. `skip` leading parts of its place are not the client's."""
+    """The first of pydantic's errors in the envelope's words; the first `skip` parts of its place are FastAPI's."""
     first = errors[0]
     place = [part for part in first["loc"][skip:] if isinstance(part, int) or str(part).isidentifier()]
     kind = str(first["type"])
@@ -93,13 +95,17 @@ def explain(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> Refused:
         return Refused(400, "invalid_json", "the body is not valid JSON; send one JSON object")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if kind == "missing":
-        return Refused(400, "missing_required_parameter", f"{param or 'the body'} is missing and required", param or None)
+        return Refused(
+            400, "missing_required_parameter", f"{param or 'the body'} is missing and required", param or None
+        )
     if kind == "extra_forbidden":
         return Refused(400, "unknown_parameter", f"{param} is not a parameter of this call", param)
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
     received = _shown(first.get("input"), is_private=bool(place) and place[0] in PRIVATE)
     wanted = str(first["msg"]).removeprefix("Value error, ")
-    return Refused(400, code, f"{param or 'the body'}: {wanted[:1].lower() + wanted[1:]}; got {received}", param or None)
+    return Refused(
+        400, code, f"{param or 'the body'}: {wanted[:1].lower() + wanted[1:]}; got {received}", param or None
+    )
 
 
 def _shown(value: object, is_private: bool) -> str:

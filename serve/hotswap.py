@@ -4,7 +4,8 @@
 loaded, unload the rest when nobody is being answered by it. The same loop gives a restarted vLLM its adapters back
 before it gets traffic, and finds everything in place after a restart of the gateway.
 
-Never `load_inplace`, never one name for two sets of weights: vLLM would answer from stale cache (facts/vllm.md no. 3, 4).
+Never `load_inplace`, never one name for two sets of weights: vLLM would answer from a stale cache (facts/vllm.md no. 3
+and 4).
 """
 
 import asyncio
@@ -59,7 +60,7 @@ class HotSwap:
             self._routing.nudged.clear()
             try:
                 await self.reconcile()
-            except Exception:  # noqa: BLE001 - the reconcile loop must outlive whatever one round meets
+            except Exception:  # the loop must outlive whatever one round meets
                 log.exception("a round of the hot swap failed; the next one follows")
             try:
                 async with asyncio.timeout(self._settings.reconcile_every_s):

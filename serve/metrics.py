@@ -32,7 +32,9 @@ class Metrics:
         self.unrecorded = Counter(
             "heed_unrecorded_total", "Answers given while the ledger could not be written.", registry=own
         )
-        self.votes = Counter("heed_votes_total", "Votes and preferences that changed something.", ["kind"], registry=own)
+        self.votes = Counter(
+            "heed_votes_total", "Votes and preferences that changed something.", ["kind"], registry=own
+        )
         self.swaps = Counter("heed_swaps_total", "Swaps by outcome: live, rejected.", ["outcome"], registry=own)
         self.engine_up = Gauge("heed_engines_up", "Engines that answer.", registry=own)
         self.generation = Gauge("heed_generation", "How often the live pointer has moved.", ["model"], registry=own)

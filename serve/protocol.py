@@ -1,7 +1,7 @@
 """The shapes clients send: what is typed here is checked, what is listed here passes on to vLLM, the rest is refused.
 
-vLLM ignores fields it does not know and obeys some that reach behind the gateway (`cache_salt`, `request_id`,
-`priority`, `chat_template`, `kv_transfer_params`, `vllm_xargs`), so only listed fields pass; HEED_EXTRA_PARAMETERS adds.
+vLLM ignores fields it does not know, and obeys some that reach behind the gateway (`cache_salt`, `request_id`,
+`priority`, `chat_template`, `kv_transfer_params`, `vllm_xargs`): so only listed ones pass, and HEED_EXTRA_PARAMETERS.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,25 +10,30 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from feedback.records import Rating
 
-SAMPLING = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+SAMPLING = _names(
     "model stream stream_options n seed stop temperature top_p top_k min_p max_tokens min_tokens frequency_penalty "
     "presence_penalty repetition_penalty length_penalty repetition_detection logit_bias logprobs logprob_token_ids "
     "prompt_logprobs allowed_token_ids bad_words stop_token_ids include_stop_str_in_output ignore_eos "
     "skip_special_tokens spaces_between_special_tokens add_special_tokens truncate_prompt_tokens truncation_side "
-    "response_format structured_outputs return_token_ids return_tokens_as_token_ids thinking_token_budget echo".split()
+    "response_format structured_outputs return_token_ids return_tokens_as_token_ids thinking_token_budget echo"
 )
-CHAT = SAMPLING | frozenset(
+CHAT = SAMPLING | _names(
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort "
-    "include_reasoning add_generation_prompt continue_final_message documents chat_template_kwargs".split()
+    "include_reasoning add_generation_prompt continue_final_message documents chat_template_kwargs"
 )
 TEXT = SAMPLING | {"prompt", "suffix"}
 
 OURS = frozenset({"store", "metadata", "user"})
 """Meant for the ledger, of no use to the engine."""
 
-WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = _names(
     "modalities prediction prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier service_tier "
-    "verbosity".split()
+    "verbosity"
 )
 """OpenAI's fields about billing, caching and style that have no meaning here; clients send them by habit."""
 

@@ -33,6 +33,10 @@ class Asked:
     arrived: float = field(default_factory=time.perf_counter)
 
     @property
+    def waited_s(self) -> float:
+        return time.perf_counter() - self.arrived
+
+    @property
     def is_stream(self) -> bool:
         return bool(self.sent.get("stream"))
 

@@ -23,7 +23,9 @@ class GatewaySettings(BaseSettings):
         description="Zero adapter that stands for the base model. Empty: vLLM serves the base by the name NAME-base. "
         "On CPU it is needed, for vLLM there answers base requests with an adapter (facts/vllm.md no. 7).",
     )
-    operator_key: str = Field("", description="Key of the operator; empty: read from var/operator.key, made if missing.")
+    operator_key: str = Field(
+        "", description="Key of the operator; empty: read from var/operator.key, made if missing."
+    )
     client_keys: Names = Field(
         (), description="Keys of clients, plain or as sha256:HEX; none: no key is needed, on loopback only."
     )

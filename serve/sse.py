@@ -74,7 +74,9 @@ class Transcript:
 
 def failure_event(status: int, code: str, message: str) -> bytes:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return b"data: " + orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}) + b"\n\n"
+    return (
+        b"data: " + orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}) + b"\n\n"
+    )
 
 
 def _add(choice: Json, delta: Json) -> None:

@@ -174,7 +174,7 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
         Service(
             name="beat",
             # No pid file: after kill -9 it would be stale, and beat refuses to start beside one.
-            command=[*celery, "beat", "--pidfile", "", "--schedule", str(stack.var / "beat"), "--loglevel", "INFO"],
+            command=[*celery, "beat", "--pidfile", "", "--loglevel", "INFO"],
             env=env,
             is_ready=log_says("beat: Starting"),
             after=["ledger"],

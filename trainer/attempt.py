@@ -76,15 +76,21 @@ async def _work(work: Work) -> Outcome:
         code, message = HOPELESS[type(refusal)], str(refusal)
     except (RecipeFailed, PublishedOtherwise, OSError) as failure:
         code, message = "training_failed", _public(work, failure)
-        if job.attempts < most:
-            await work.tell(f"Attempt {job.attempts} of {most} failed: {message}", level="warn")
-            return "to be tried again"
+    except FeedbackError:
+        raise
+    except Exception:  # the task's boundary
+        log.exception("%s", job.id)
+        code, message = "internal_error", "the workshop met an error that nobody foresaw; the worker's log tells it"
     else:
         seconds = work.ledger.clock() - (work.job.started or work.job.created)
         work.is_ending = True
         done = await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
-        await work.tell(f"Job succeeded in {seconds:.0f} s with {done.adapter}, {adapter.state}", adapter=done.adapter)
+        data = {"stage": "job", "seconds": round(seconds, 3), "adapter": done.adapter}
+        await work.tell(f"Job succeeded in {seconds:.0f} s with {done.adapter}, {adapter.state}", data=data)
         return "succeeded"
+    if code not in HOPELESS.values() and job.attempts < most:
+        await work.tell(f"Attempt {job.attempts} of {most} failed: {message}", level="warn")
+        return "to be tried again"
     work.is_ending = True
     await work.patiently(lambda: jobs.fail(work.ledger, work.job, work.token, code, message))
     return "failed"

@@ -40,7 +40,8 @@ def publish(source: Path, adapters: Path, served_model: str, version: int) -> tu
             flush(adapters)
         elif (found := digest_of(adapters / adapter_id)) != digest:
             raise PublishedOtherwise(
-                f"the directory {adapter_id} has digest {found[:12]} and not {digest[:12]}, as it was published; move it away"
+                f"the directory {adapter_id} has digest {found[:12]} and not {digest[:12]}: "
+                "somebody changed it; move it away"
             )
         return adapter_id, digest
     finally:

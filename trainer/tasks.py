@@ -41,8 +41,6 @@ def run_job(model: str, job_id: str) -> None:
         outcome = asyncio.run(_attempt(model, job_id))
     except LedgerUnavailable as error:
         log.warning("%s not claimed: %s", job_id, error)
-    except Exception:  # noqa: BLE001 - the task's boundary; the lease runs out and the job is tried again
-        log.exception("%s: an error nobody foresaw", job_id)
     else:
         log.info("%s: %s", job_id, outcome)
 

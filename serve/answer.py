@@ -1,0 +1,171 @@
+"""One answer, from the engine to the client: the path every token takes.
+
+Bytes pass unparsed and are kept for the record. Up to the first byte a broken engine is tried again; after it, a
+failure is one error event and no `[DONE]`. The answer is in the ledger before the client can see its end. A client that
+leaves ends the engine's work on it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import aiohttp
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve.engine import EngineUnreachable, message_of, next_bytes, read
+from serve.errors import Refused, unavailable
+from serve.gateway import Gateway
+from serve.recorder import Asked, record
+from serve.routing import Replica
+from serve.sse import DONE, UNRECORDED, Transcript, failure_event
+
+log = logging.getLogger("heed.gateway")
+
+ATTEMPTS = 3
+"""A first try, one after the engine broke or forgot the adapter, and one more for a restart on the way."""
+
+MESSAGE_CHARACTERS = 400
+"""Of the engine's words for a refusal, which it keeps free of prompts; what follows is detail."""
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect a stream before it passes it on
+]
+
+
+class Answer(Response):
+    """An ASGI response that asks the engine while it answers; StreamingResponse costs twice as much per chunk."""
+
+    def __init__(self, gateway: Gateway, asked: Asked) -> None:
+        self.background = None
+        self._gateway = gateway
+        self._asked = asked
+        self._started = False
+        self._outcome = "left"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        routing, metrics = self._gateway.routing, self._gateway.metrics
+        slot = routing.slot(self._asked.target)
+        in_flight = metrics.in_flight.labels(slot)
+        in_flight.inc()
+        answering = asyncio.ensure_future(self._answer(send))
+        leaving = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering  # raises what it raised
+        except Refused as refused:
+            self._outcome = "refused" if refused.status_code < 500 else "failed"
+            raise
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+            in_flight.dec()
+            metrics.answers.labels(slot, self._outcome).inc()
+
+    async def _answer(self, send: Send) -> None:
+        """Raises Refused, only while nothing has been sent."""
+        body = orjson.dumps(self._asked.forwarded)
+        deadline = asyncio.get_running_loop().time() + self._gateway.settings.engine_wait_s
+        adapter = self._asked.target.adapter
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._gateway.metrics.retries.inc()
+            async with self._gateway.routing.borrow(adapter, deadline) as replica:
+                try:
+                    async with replica.engine.ask(self._asked.path, body, self._asked.number) as upstream:
+                        if upstream.status != 200:
+                            await self._refuse(replica, upstream)
+                        elif self._asked.is_stream:
+                            return await self._stream(upstream, send)
+                        else:
+                            return await self._whole(upstream, send)
+                except EngineUnreachable as error:
+                    log.warning("req-%s: the engine broke before the first byte: %s", self._asked.number, error)
+                    self._doubt(replica)
+        raise unavailable("engine_unavailable", "the engine broke each time the request was sent; try again shortly")
+
+    async def _whole(self, upstream: aiohttp.ClientResponse, send: Send) -> None:
+        body = await read(upstream)
+        answer = orjson.loads(body)
+        if any(choice.get("finish_reason") == "abort" for choice in answer["choices"]):
+            raise unavailable("engine_aborted", "the engine stopped before the answer was whole; try again", 1)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if not await record(self._asked, answer, self._gateway.metrics):
+            headers.append((b"x-heed-recorded", b"no"))
+        self._saw_first_byte()
+        self._outcome = "answered"
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, upstream: aiohttp.ClientResponse, send: Send) -> None:
+        transcript = Transcript(self._asked.wants_usage)
+        try:
+            async for events in _events(upstream, transcript):
+                if not self._started:  # an engine that dies before its first token can still be replaced
+                    self._saw_first_byte()
+                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except EngineUnreachable as error:
+            if not self._started:
+                raise
+            transcript.failure = f"the engine broke within the answer ({error})"
+        if transcript.failure is None and not transcript.is_done:
+            transcript.failure = "the engine ended the answer too early"
+        if transcript.failure:
+            if not self._started:
+                raise EngineUnreachable(transcript.failure)
+            self._outcome = "failed"
+            log.warning("req-%s failed after its first byte: %s", self._asked.number, transcript.failure)
+            end = failure_event(500, "engine_failed", f"{transcript.failure[:MESSAGE_CHARACTERS]}; ask again")
+        else:
+            recorded = await record(self._asked, transcript.answer(), self._gateway.metrics)
+            self._outcome = "answered"
+            end = DONE if recorded else UNRECORDED + DONE
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _refuse(self, replica: Replica, upstream: aiohttp.ClientResponse) -> None:
+        """Return if it is worth another try, which then waits for an engine that is well. Raises Refused."""
+        status = upstream.status
+        message = message_of(await read(upstream))
+        words = message[:MESSAGE_CHARACTERS]
+        if status == 404:
+            # Unloaded between our picking and its answering, or forgotten in a restart we have not seen yet.
+            replica.holds.discard(self._asked.target.adapter)
+            replica.lists.pop(self._asked.target.adapter, None)
+            self._gateway.routing.nudge()
+        elif status < 500:
+            code = "context_length_exceeded" if "maximum context length" in message else "invalid_request"
+            raise Refused(status, code, words)
+        elif status == 503 or not await replica.engine.is_healthy():
+            self._doubt(replica)
+        else:
+            log.warning("req-%s: the engine failed with %s: %s", self._asked.number, status, words)
+            raise Refused(502, "engine_failed", "the engine failed on this request; ask again, or ask less of it")
+
+    def _doubt(self, replica: Replica) -> None:
+        """No traffic until the hot swap has seen that it is well."""
+        replica.forget()
+        self._gateway.routing.nudge()
+
+    def _saw_first_byte(self) -> None:
+        self._started = True
+        slot = self._gateway.routing.slot(self._asked.target)
+        self._gateway.metrics.first_byte.labels(slot).observe(self._asked.waited_s)
+
+
+async def _events(upstream: aiohttp.ClientResponse, transcript: Transcript) -> AsyncIterator[bytes]:
+    while not transcript.failure and (received := await next_bytes(upstream)):
+        if events := transcript.feed(received):
+            yield events
+
+
+async def _until_gone(receive: Receive) -> None:
+    with contextlib.suppress(RuntimeError):
+        while (await receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,60 @@
+"""What the routes work with, made once by app.py."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
+
+from feedback.connection import Ledger
+from feedback.errors import FeedbackError
+from serve.errors import model_not_found
+from serve.hotswap import HotSwap
+from serve.metrics import Metrics
+from serve.routing import Routing
+from serve.settings import GatewaySettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Gateway:
+    settings: GatewaySettings
+    ledgers: dict[str, Ledger]
+    routing: Routing
+    hotswap: HotSwap
+    metrics: Metrics
+
+    def ledger(self, model: str | None = None) -> Ledger:
+        """Of a served model; without a name, of the default one. Raises Refused (404)."""
+        name = model or self.settings.models[0]
+        if name not in self.ledgers:
+            raise model_not_found(name)
+        return self.ledgers[name]
+
+    async def where_known(self, act: Callable[[Ledger], Awaitable[T]], unknown: type[FeedbackError]) -> T:
+        """Do something with a record whose id does not tell its served model: the first ledger that knows it does."""
+        *some, last = self.ledgers.values()
+        for ledger in some:
+            try:
+                return await act(ledger)
+            except unknown:
+                continue
+        return await act(last)
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+Here = Annotated[Gateway, Depends(_gateway)]
+After = Annotated[str | None, Query(description="Last id of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=100)]
+Model = Annotated[str | None, Query(description="Served model; default: the first one.")]
+
+
+def page(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """OpenAI's list."""
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more}

@@ -1,0 +1,90 @@
+"""Ask for an answer: POST /v1/chat/completions and, for old clients, POST /v1/completions."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from feedback import adapters
+from feedback.errors import AdapterUnknown
+from serve.answer import Answer
+from serve.auth import Client
+from serve.errors import Refused, explain, model_not_found
+from serve.gateway import Gateway, Here
+from serve.protocol import CHAT, OURS, TEXT, WITHOUT_EFFECT, ChatRequest, Sampling, TextRequest
+from serve.recorder import Asked, Kind
+from serve.routing import Target
+
+router = APIRouter(prefix="/v1", tags=["chat"])
+
+
+def _documented(shape: type[Sampling]) -> dict[str, Any]:
+    content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post("/chat/completions", openapi_extra=_documented(ChatRequest), response_model=None)
+async def chat(request: Request, here: Here, _: Client) -> Answer:
+    return await _ask(request, here, "chat.completion", ChatRequest, CHAT)
+
+
+@router.post("/completions", openapi_extra=_documented(TextRequest), response_model=None)
+async def text(request: Request, here: Here, _: Client) -> Answer:
+    """Recorded, and not to be voted on: there is no conversation to learn from."""
+    return await _ask(request, here, "text_completion", TextRequest, TEXT)
+
+
+async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling], passing: frozenset[str]) -> Answer:
+    sent = _read(await request.body(), shape, passing | set(here.settings.extra_parameters))
+    target = here.routing.resolve(sent["model"])
+    await _expect_servable(here, target)
+    forwarded = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
+    forwarded["model"] = target.adapter
+    if sent.get("stream"):
+        # The record wants the usage, so it is always asked for, and withheld from clients that did not.
+        wants_usage = (sent.get("stream_options") or {}).get("include_usage")
+        forwarded["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
+    path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
+    ledger = here.ledgers[target.served_model]
+    return Answer(here, Asked(kind, path, target, ledger, request.state.number, sent, forwarded))
+
+
+def _read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
+    """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
+    try:
+        sent = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, "invalid_json", "the body is not valid JSON; send one JSON object") from error
+    try:
+        shape.model_validate(sent)
+    except ValidationError as error:
+        raise explain(error.errors(include_url=False)) from None
+    for name in sent:
+        if name not in passing and name not in OURS and name not in WITHOUT_EFFECT:
+            shown = name[:40]
+            raise Refused(
+                400,
+                "unknown_parameter",
+                f"{shown} is not a parameter that clients may send; the operator can allow it in HEED_EXTRA_PARAMETERS",
+                shown,
+            )
+    asked: dict[str, Any] = sent
+    return asked
+
+
+async def _expect_servable(here: Gateway, target: Target) -> None:
+    """A versioned name that no engine holds may be loaded for this request, if it is an adapter that passed its gate.
+
+    Raises Refused (404), LedgerUnavailable.
+    """
+    if here.routing.is_held(target.adapter) or here.routing.model_of(target.adapter) is None:
+        return
+    try:
+        adapter = await adapters.get(here.ledgers[target.served_model], target.adapter)
+    except AdapterUnknown:
+        raise model_not_found(target.adapter) from None
+    if adapter.state == "rejected":
+        raise Refused(
+            404, "model_not_found", f"{target.adapter} was rejected and is not served; see /v1/models", "model"
+        )

@@ -1,0 +1,46 @@
+"""Alive, able to answer, and what has been counted. No key is needed: nothing here is anybody's."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from feedback import adapters
+from feedback.adapters import base_name
+from feedback.errors import LedgerUnavailable
+from serve.gateway import Here
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(here: Here) -> JSONResponse:
+    """200 when a chat with every served model would be answered and recorded now; else 503 and why."""
+    routing, why = here.routing, dict(here.hotswap.trouble)
+    try:
+        await adapters.serving(here.ledger())
+    except LedgerUnavailable as error:
+        why["ledger"] = str(error)
+    if not any(replica.is_up for replica in routing.replicas):
+        why.setdefault("engine", "does not answer yet")
+    models: dict[str, Any] = {}
+    for model in here.settings.models:
+        live = routing.live.get(model)
+        models[model] = {"live": live, "is_loaded": bool(live and routing.is_held(live))}
+        needed = {base_name(model), live} - {None}
+        if not live or not all(routing.is_held(str(name)) for name in needed):
+            why.setdefault(model, f"{live or 'what is live'} is not loaded yet")
+    is_ready = not ({"ledger", "engine", *here.settings.models} & why.keys())
+    body = {"status": "ready" if is_ready else "not ready", "models": models, "trouble": why}
+    return JSONResponse(body, 200 if is_ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(here: Here) -> Response:
+    return Response(here.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,160 @@
+"""Training runs in the shapes of OpenAI's fine-tuning API, so that its official client can ask for one."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from feedback import jobs, pairs
+from feedback.errors import JobUnknown
+from feedback.records import Job, JobEvent, new_id
+from serve.auth import Operator
+from serve.errors import Refused
+from serve.gateway import After, Gateway, Here, Limit, Model, page
+from serve.protocol import JobRequest
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"])
+
+EVENTS_READ = 10_000
+"""As many as a job keeps."""
+
+Json = dict[str, Any]
+
+
+@router.post("")
+async def create(body: JobRequest, here: Here, _: Operator) -> Json:
+    ledger = here.ledger(body.model)
+    _expect_known(body)
+    await pairs.settle(ledger)
+    await pairs.require_enough(ledger)
+    wishes = (body.hyperparameters or body.method.dpo.hyperparameters).model_dump(exclude_none=True)
+    job = Job(
+        id=new_id("ftjob"),
+        served_model=body.model,
+        training_file=body.training_file,
+        method={"type": "dpo", "dpo": {"hyperparameters": wishes}},
+        suffix=body.suffix,
+        # A seed of its own unless one is asked for, so that two jobs in a row do not replay the same old pairs.
+        seed=int(time.time()) if body.seed is None else body.seed,
+        metadata=body.metadata,
+        created=ledger.clock(),
+    )
+    return _shown(await jobs.create(ledger, job))
+
+
+@router.get("")
+async def list_jobs(here: Here, _: Operator, model: Model = None, after: After = None, limit: Limit = 20) -> Json:
+    found, has_more = await jobs.page(here.ledger(model), after, limit)
+    return page([_shown(job) for job in found], has_more)
+
+
+@router.get("/{job_id}")
+async def retrieve(job_id: str, here: Here, _: Operator) -> Json:
+    return _shown(await here.where_known(lambda ledger: jobs.get(ledger, job_id), JobUnknown))
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(job_id: str, here: Here, _: Operator) -> Json:
+    return _shown(await here.where_known(lambda ledger: jobs.cancel(ledger, job_id), JobUnknown))
+
+
+@router.get("/{job_id}/events")
+async def events(job_id: str, here: Here, _: Operator, after: After = None, limit: Limit = 20) -> Json:
+    """Newest first."""
+    told, has_more = await here.where_known(lambda ledger: jobs.events(ledger, job_id, after, limit), JobUnknown)
+    return page([_shown_event(event) for event in told], has_more)
+
+
+@router.get("/{job_id}/checkpoints")
+async def checkpoints(job_id: str, here: Here, _: Operator, after: After = None, limit: Limit = 10) -> Json:
+    """Newest first. Where an interrupted run would go on from; not adapters that can be served."""
+    saved = [event for event in await _told(here, job_id) if event.type == "checkpoint"]
+    start = next((i + 1 for i, event in enumerate(saved) if _checkpoint_id(event) == after), 0)
+    shown = saved[start : start + limit]
+    return page([_shown_checkpoint(event, job_id) for event in shown], len(saved) > start + limit)
+
+
+async def _told(here: Gateway, job_id: str) -> list[JobEvent]:
+    told, _ = await here.where_known(lambda ledger: jobs.events(ledger, job_id, limit=EVENTS_READ), JobUnknown)
+    return told
+
+
+def _expect_known(body: JobRequest) -> None:
+    """Raises Refused (400)."""
+    if body.method.type != "dpo":
+        shown = body.method.type[:40]
+        raise Refused(400, "method_not_supported", f"the method is {shown!r}; votes train by 'dpo'", "method.type")
+    for param, file in (("training_file", body.training_file), ("validation_file", body.validation_file)):
+        if file not in (None, "ledger"):
+            shown = file[:40]
+            raise Refused(400, "file_not_found", f"there is no file {shown!r}; 'ledger' stands for all votes", param)
+
+
+def _shown(job: Job) -> Json:
+    wishes = (job.method.get("dpo") or {}).get("hyperparameters") or {}
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created),
+        "started_at": _whole(job.started),
+        "finished_at": _whole(job.finished),
+        "estimated_finish": None,
+        "model": job.served_model,
+        "fine_tuned_model": job.adapter,
+        "organization_id": "heed",
+        "status": job.status,
+        "error": {"code": job.error.code, "message": job.error.message, "param": None} if job.error else None,
+        "hyperparameters": {
+            name: wishes.get(name, "auto") for name in ("n_epochs", "batch_size", "learning_rate_multiplier")
+        },
+        "method": job.method or {"type": "dpo", "dpo": {"hyperparameters": {}}},
+        "training_file": job.training_file,
+        "validation_file": None,
+        "result_files": [],
+        "trained_tokens": job.trained_tokens,
+        "seed": job.seed,
+        "suffix": job.suffix,
+        "metadata": job.metadata,
+        "integrations": [],
+        # Beyond OpenAI's fields.
+        "trigger": job.trigger,
+        "attempts": job.attempts,
+        "pairs": job.pairs,
+        "held_out_pairs": job.held_out,
+        "dataset_digest": job.dataset_digest,
+    }
+
+
+def _shown_event(event: JobEvent) -> Json:
+    return {
+        "id": event.id,
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created),
+        "level": event.level,
+        "message": event.message,
+        # OpenAI's type has two values; a checkpoint is a message to its client, with its step in `data`.
+        "type": "metrics" if event.type == "metrics" else "message",
+        "data": event.data,
+    }
+
+
+def _shown_checkpoint(event: JobEvent, job_id: str) -> Json:
+    data = event.data or {}
+    step = int(data.get("step", 0))
+    return {
+        "id": _checkpoint_id(event),
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(event.created),
+        "fine_tuning_job_id": job_id,
+        "fine_tuned_model_checkpoint": f"{job_id}:step-{step}",
+        "step_number": step,
+        "metrics": {"step": step, **(data.get("metrics") or {})},
+    }
+
+
+def _checkpoint_id(event: JobEvent) -> str:
+    return event.id.replace("ftevent-", "ftckpt-")
+
+
+def _whole(at: float | None) -> int | None:
+    return None if at is None else int(at)

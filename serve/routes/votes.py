@@ -1,0 +1,80 @@
+"""What people thought of answers: votes, and choices between two answers."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from feedback import votes
+from feedback.errors import CompletionUnknown, VoteUnknown
+from feedback.records import AnswerRef, Vote
+from feedback.votes import Opinion
+from serve.auth import Client
+from serve.gateway import After, Here, Limit, Model, page
+from serve.protocol import PreferenceRequest, VoteRequest
+
+router = APIRouter(prefix="/v1", tags=["votes"])
+
+Json = dict[str, Any]
+
+
+@router.post("/votes")
+async def vote(body: VoteRequest, here: Here, client: Client) -> Json:
+    """On disk when it is answered. Voting again replaces; voting the same again changes nothing."""
+    cast, changed = await here.where_known(
+        lambda ledger: votes.cast(
+            ledger,
+            completion_id=body.completion_id,
+            choice=body.choice,
+            rating=body.rating,
+            voter=body.voter or client,
+            reasons=body.reasons,
+            comment=body.comment,
+            correction=body.correction,
+        ),
+        CompletionUnknown,
+    )
+    if changed:
+        here.metrics.votes.labels(cast.rating).inc()
+    return {**_shown(cast), "changed": changed}
+
+
+@router.post("/preferences")
+async def prefer(body: PreferenceRequest, here: Here, client: Client) -> Json:
+    chosen, rejected = (AnswerRef(**named.model_dump()) for named in (body.chosen, body.rejected))
+    preference, changed = await here.where_known(
+        lambda ledger: votes.prefer(ledger, chosen=chosen, rejected=rejected, voter=body.voter or client),
+        CompletionUnknown,
+    )
+    if changed:
+        here.metrics.votes.labels("preference").inc()
+    return {**_shown(preference), "changed": changed}
+
+
+@router.get("/votes")
+async def list_votes(
+    here: Here,
+    _: Client,
+    completion_id: str | None = None,
+    model: Model = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> Json:
+    found, has_more = await votes.page(here.ledger(model), completion_id, after, limit)
+    return page([_shown(opinion) for opinion in found], has_more)
+
+
+@router.get("/votes/{vote_id}")
+async def retrieve(vote_id: str, here: Here, _: Client) -> Json:
+    return _shown(await here.where_known(lambda ledger: votes.get(ledger, vote_id), VoteUnknown))
+
+
+@router.delete("/votes/{vote_id}")
+async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
+    """Takes it out of every future dataset."""
+    await here.where_known(lambda ledger: votes.withdraw(ledger, vote_id), VoteUnknown)
+    return {"id": vote_id, "object": "vote.deleted", "deleted": True}
+
+
+def _shown(opinion: Opinion) -> Json:
+    kind = "vote" if isinstance(opinion, Vote) else "preference"
+    return {"object": kind, **opinion.model_dump(exclude={"v", "prompt_hash"}), "changed": False}

@@ -1,0 +1,285 @@
+"""A stand-in for vLLM 0.32 that starts in no time and says what it is told to.
+
+It passes the same contract suite as the real one (tests/integration/test_engine_contract.py), quirks included: success of
+a load is plain text, a repeated load is 400, an unknown model is 404, an error within a stream is followed by `[DONE]`, a
+restart forgets every adapter.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from tests.processes import free_port
+
+Json = dict[str, Any]
+MAX_RANK = 16
+CONTEXT = 1024
+
+
+@dataclass
+class Script:
+    """How one request is answered. Without `gate` at once; with one, a token for each permit released."""
+
+    tokens: Sequence[str] = ("a", " scripted", " answer")
+    finish: str = "stop"
+    status: int = 200
+    message: str = "scripted"
+    breaks_after: int | None = None
+    error_after: int | None = None
+    gate: asyncio.Semaphore | None = None
+    tool_calls: list[Json] | None = None
+
+
+@dataclass
+class ScriptedEngine:
+    base_models: list[str] = field(default_factory=lambda: ["base"])
+    key: str = ""
+    port: int = field(default_factory=free_port)
+    scripts: deque[Script] = field(default_factory=deque)
+    loaded: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    bodies: list[Json] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    is_healthy: bool = True
+    pace_s: float = 0
+    _runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/load_lora_adapter", self._load)
+        app.router.add_post("/v1/unload_lora_adapter", self._unload)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/completions", self._complete)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, shutdown_timeout=0, reuse_address=True).start()
+
+    async def stop(self) -> None:
+        """As `kill -9` does: connections end, and whatever was loaded is forgotten."""
+        if self._runner is not None:
+            for connection in list(self._runner.server.connections if self._runner.server else ()):
+                connection.force_close()
+                if connection.transport is not None:
+                    connection.transport.abort()
+            await self._runner.cleanup()
+        self._runner = None
+        self.loaded.clear()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(status=200 if self.is_healthy else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=f'vllm:num_requests_running{{engine="0",model_name="base"}} {len(self.running)}.0\n')
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if refused := self._unauthorized(request):
+            return refused
+        cards: list[Json] = [{"id": name, "root": "/models/pocket", "parent": None} for name in self.base_models]
+        cards += [{"id": name, "root": path, "parent": self.base_models[0]} for name, path in self.loaded.items()]
+        return web.json_response({"object": "list", "data": [{"object": "model", **card} for card in cards]})
+
+    async def _load(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name, path = body.get("lora_name"), Path(body.get("lora_path") or "")
+        if not name or not body.get("lora_path"):
+            return _error(400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.")
+        if name in self.base_models:
+            return _error(400, "InvalidUserInput", f"The lora adapter '{name}' conflicts with a served base model.")
+        if name in self.loaded:
+            return _error(
+                400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded. If you want to …"
+            )
+        self.loads.append(name)
+        if not (path / "adapter_config.json").is_file():
+            return _error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}")
+        rank = json.loads((path / "adapter_config.json").read_text()).get("r", 8)
+        if rank > MAX_RANK:
+            text = f"LoRA rank {rank} is greater than max_lora_rank {MAX_RANK}."
+            return _error(500, "InternalServerError", text)
+        self.loaded[name] = str(path)
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        name = (await request.json()).get("lora_name")
+        if self.loaded.pop(name, None) is None:
+            return _error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        if refused := self._unauthorized(request):
+            return refused
+        body = await request.json()
+        self.bodies.append(body)
+        model = body.get("model") or self.base_models[0]
+        if model not in self.loaded and model not in self.base_models:
+            return _error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
+        if (wanted := body.get("max_tokens") or 0) > CONTEXT:
+            text = f"This model's maximum context length is {CONTEXT} tokens. However, you requested {wanted} tokens"
+            return _error(400, "BadRequestError", text, "max_tokens")
+        weights = self._weights(model)
+        is_probe = body.get("temperature") == 0 and body.get("logprobs") is True and body.get("max_tokens") == 4
+        script = self.scripts.popleft() if self.scripts and not is_probe else Script()
+        if script.status != 200:
+            return _error(script.status, "InternalServerError", script.message)
+        if math.isnan(weights) and body.get("logprobs"):
+            return _error(400, "BadRequestError", "Out of range float values are not JSON compliant: nan")
+        answer = _Answer(request, body, model, script, weights)
+        self.running.append(answer.id)
+        try:
+            return await (self._stream(answer) if body.get("stream") else self._whole(answer))
+        except (asyncio.CancelledError, ConnectionError):
+            self.aborted.append(answer.id)
+            raise
+        finally:
+            self.running.remove(answer.id)
+
+    async def _whole(self, answer: "_Answer") -> web.StreamResponse:
+        async for index, _ in self._paced(answer.script):
+            if index == answer.script.breaks_after:
+                assert answer.request.transport is not None
+                answer.request.transport.abort()
+                raise ConnectionResetError
+        return web.json_response(answer.whole(), dumps=_compact)
+
+    async def _stream(self, answer: "_Answer") -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(answer.request)
+        script, wants_usage = answer.script, (answer.body.get("stream_options") or {}).get("include_usage")
+        for choice in range(answer.n):
+            await _send(response, answer.chunk(choice, {"role": "assistant", "content": ""}))
+        async for index, token in self._paced(script):
+            if index == script.error_after:
+                await _send(
+                    response, {"error": {"message": script.message, "type": "InternalServerError", "code": 500}}
+                )
+                await response.write(b"data: [DONE]\n\n")
+                return response
+            if index == script.breaks_after:
+                assert answer.request.transport is not None
+                answer.request.transport.abort()
+                raise ConnectionResetError
+            finish = answer.finish if index == len(script.tokens) - 1 else None
+            for choice in range(answer.n):
+                await _send(response, answer.chunk(choice, {"content": token}, finish, index))
+        if wants_usage:
+            await _send(response, answer.chunk(None, {}) | {"usage": answer.usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _paced(self, script: Script) -> AsyncIterator[tuple[int, str]]:
+        for index, token in enumerate(script.tokens):
+            if script.gate is not None:
+                await script.gate.acquire()
+            if self.pace_s:
+                await asyncio.sleep(self.pace_s)
+            yield index, token
+
+    def _weights(self, model: str) -> float:
+        """A number that stands for the adapter's weights, read from its files; 0 for the base and the zero adapter."""
+        if model not in self.loaded:
+            return 0.0
+        weights = (Path(self.loaded[model]) / "adapter_model.safetensors").read_bytes()
+        if weights in (b"zero", b"nan"):
+            return 0.0 if weights == b"zero" else math.nan
+        return int(hashlib.sha256(weights).hexdigest()[:4], 16) / 0xFFFF
+
+    def _unauthorized(self, request: web.Request) -> web.Response | None:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return None
+
+
+class _Answer:
+    def __init__(self, request: web.Request, body: Json, model: str, script: Script, weights: float) -> None:
+        self.request, self.body, self.model, self.script, self.weights = request, body, model, script, weights
+        self.is_text = "prompt" in body
+        self.id = ("cmpl-" if self.is_text else "chatcmpl-") + request.headers.get("x-request-id", "none")
+        self.n = body.get("n") or 1
+        self.finish = "length" if body.get("max_tokens") == len(script.tokens) else script.finish
+        completion = len(script.tokens) * self.n
+        self.usage = {"prompt_tokens": 7, "total_tokens": 7 + completion, "completion_tokens": completion}
+
+    def _logprobs(self, tokens: Sequence[str]) -> Json | None:
+        if not self.body.get("logprobs"):
+            return None
+        return {
+            "content": [{"token": t, "logprob": -0.5 - self.weights, "bytes": None, "top_logprobs": []} for t in tokens]
+        }
+
+    def chunk(self, choice: int | None, delta: Json, finish: str | None = None, index: int | None = None) -> Json:
+        made: Json = {"index": choice, "finish_reason": finish}
+        made |= {"text": delta.get("content", "")} if self.is_text else {"delta": delta}
+        made["logprobs"] = None if index is None else self._logprobs([self.script.tokens[index]])
+        if finish and self.script.tool_calls:
+            calls = [{"index": i, **call} for i, call in enumerate(self.script.tool_calls)]
+            made["delta"] = {"tool_calls": calls}
+        kind = "text_completion" if self.is_text else "chat.completion.chunk"
+        choices = [] if choice is None else [made]
+        return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self.model, "choices": choices}
+
+    def whole(self) -> Json:
+        text = "".join(self.script.tokens)
+        choices: list[Json] = []
+        for index in range(self.n):
+            choice: Json = {
+                "index": index,
+                "logprobs": self._logprobs(self.script.tokens),
+                "finish_reason": self.finish,
+            }
+            message = {"role": "assistant", "content": text, "tool_calls": self.script.tool_calls or []}
+            choices.append(choice | ({"text": text} if self.is_text else {"message": message}))
+        kind = "text_completion" if self.is_text else "chat.completion"
+        shape = {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self.model}
+        return shape | {"choices": choices, "usage": self.usage}
+
+
+@asynccontextmanager
+async def scripted_engine(**given: Any) -> AsyncIterator[ScriptedEngine]:
+    engine = ScriptedEngine(**given)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def write_adapter(folder: Path, weights: bytes = b"zero", rank: int = 8) -> Path:
+    """Files that the scripted engine takes for an adapter."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    return folder
+
+
+def _error(status: int, kind: str, message: str, param: str | None = None) -> web.Response:
+    body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return web.json_response(body, status=status)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+async def _send(response: web.StreamResponse, data: Json) -> None:
+    await response.write(f"data: {_compact(data)}\n\n".encode())
