@@ -29,8 +29,8 @@ class CannotBind(Exception):
 
 class Keys:
     def __init__(self, settings: GatewaySettings) -> None:
-        self._operator = _digest(settings.operator_key or operator_key(settings.var))
-        self._clients = [_digest(key) for key in settings.client_keys]
+        self._operator = _stored(settings.operator_key or operator_key(settings.var))
+        self._clients = [_stored(key) for key in settings.client_keys]
         self._hosts = LOCAL_NAMES | set(settings.allowed_hosts)
 
     @property
@@ -87,10 +87,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _stored(setting: str) -> str:
+    """The digest of a key that a setting gives plain or as its digest."""
+    is_digest = re.fullmatch(r"sha256:[0-9a-f]{64}", setting)
+    return setting.removeprefix("sha256:") if is_digest else _digest(setting)
+
+
 def _digest(key: str) -> str:
-    """Of a key, or of one given as its digest already."""
-    if re.fullmatch(r"sha256:[0-9a-f]{64}", key):
-        return key.removeprefix("sha256:")
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ A message says what was wrong, what was received and what would work. It never h
 somebody's prompt: what people wrote is named by its place, not quoted.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from feedback import errors as ledger
 
 PRIVATE = {"messages", "prompt", "correction", "comment", "chosen", "rejected", "metadata", "user", "voter"}
 """Fields that hold what people wrote."""
+
+UNION_MEMBERS = {"str", "int", "float", "bool", "dict", "list", "bytes"}
 
 QUOTED_CHARACTERS = 40
 """Enough to recognise a mistyped value, too little to carry a text."""
@@ -89,23 +92,29 @@ def type_of(status: int) -> str:
 def explain(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> Refused:
     """The first of pydantic's errors in the envelope's words; the first `skip` parts of its place are FastAPI's."""
     first = errors[0]
-    place = [part for part in first["loc"][skip:] if isinstance(part, int) or str(part).isidentifier()]
-    kind = str(first["type"])
+    kind, param = str(first["type"]), _param(first["loc"][skip:])
     if kind == "json_invalid":
         return Refused(400, "invalid_json", "the body is not valid JSON; send one JSON object")
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if kind == "missing":
-        return Refused(
-            400, "missing_required_parameter", f"{param or 'the body'} is missing and required", param or None
-        )
+        return Refused(400, "missing_required_parameter", f"{param or 'the body'} is missing and required", param)
     if kind == "extra_forbidden":
         return Refused(400, "unknown_parameter", f"{param} is not a parameter of this call", param)
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-    received = _shown(first.get("input"), is_private=bool(place) and place[0] in PRIVATE)
-    wanted = str(first["msg"]).removeprefix("Value error, ")
-    return Refused(
-        400, code, f"{param or 'the body'}: {wanted[:1].lower() + wanted[1:]}; got {received}", param or None
-    )
+    received = _shown(first.get("input"), is_private=param is not None and re.split(r"[.[]", param)[0] in PRIVATE)
+    # A union gives an error for each of its members.
+    alternatives = dict.fromkeys(_words(error["msg"]) for error in errors if _param(error["loc"][skip:]) == param)
+    wanted = " or ".join(alternatives)
+    return Refused(400, code, f"{param or 'the body'} should be {wanted}; got {received}", param)
+
+
+def _param(loc: Sequence[int | str]) -> str | None:
+    """The place as a client writes it: without pydantic's names for the members of a union."""
+    place = [part for part in loc if isinstance(part, int) or (part.isidentifier() and part not in UNION_MEMBERS)]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or None
+
+
+def _words(message: str) -> str:
+    return message.removeprefix("Value error, ").removeprefix("Input should be ")
 
 
 def _shown(value: object, is_private: bool) -> str:

@@ -224,9 +224,9 @@ class HotSwap:
 
     async def _load_waited_for(self) -> None:
         """Adapters that clients named and wait for, as many as there are spare places."""
-        for name in list(self._routing.waiting):
-            model = self._routing.model_of(name)
-            if model is None or self._routing.is_held(name) or len(self._spare()) >= self._settings.spare_adapters:
+        for name in sorted(self._waited_for()):
+            spare, model = self._spare(), self._routing.model_of(name)
+            if model is None or (name not in spare and len(spare) >= self._settings.spare_adapters):
                 continue
             await self._keep(model, name)
             if reason := self.trouble.pop(name, None):
@@ -237,18 +237,26 @@ class HotSwap:
             del self._routing.refused[name]
         self._routing.notify()
 
+    def _waited_for(self) -> set[str]:
+        """Adapters that requests wait for and no pointer names."""
+        names = {name for name in self._routing.waiting if self._routing.model_of(name)}
+        return {name for name in names - self._needed() if not self._routing.is_held(name)}
+
+    def _needed(self) -> set[str | None]:
+        return {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
+
     def _spare(self) -> list[str]:
         """Adapters of ours that some engine lists and no pointer names, oldest first."""
-        needed = {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
+        needed = self._needed()
         listed = dict.fromkeys(name for replica in self._routing.replicas for name in replica.lists)
         return [name for name in listed if self._routing.model_of(name) and name not in needed]
 
     async def _unload_surplus(self) -> None:
         """What nobody needs and nobody is being answered by; files stay, for vLLM may read them again."""
-        spare, waiting = self._spare(), self._routing.waiting
-        places = self._settings.spare_adapters - len(waiting.keys() - set(spare))
+        spare, waiting = self._spare(), self._waited_for()
+        places = max(0, self._settings.spare_adapters - len(waiting - set(spare)))
         idle = [name for name in spare if not self._routing.in_flight(name) and name not in waiting]
-        for name in idle[: max(0, len(spare) - max(0, places))]:
+        for name in idle[: max(0, len(spare) - places)]:
             for replica in self._routing.replicas:
                 if name in replica.lists:
                     await self._unload(replica, name)

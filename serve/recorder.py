@@ -31,6 +31,7 @@ class Asked:
     sent: dict[str, Any]
     forwarded: dict[str, Any]
     arrived: float = field(default_factory=time.perf_counter)
+    arrived_at: float = field(default_factory=time.time)
 
     @property
     def waited_s(self) -> float:
@@ -61,7 +62,8 @@ class Asked:
             object=self.kind,
             served_model=self.target.served_model,
             adapter=self.target.adapter,
-            created=answer["created"],
+            # The engine's time has whole seconds; ours puts answers of one second in order.
+            created=max(self.arrived_at, answer["created"]),
             messages=messages,
             tools=tools,
             prompt_hash=prompt_digest(messages, tools),

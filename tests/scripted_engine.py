@@ -1,8 +1,8 @@
 """A stand-in for vLLM 0.32 that starts in no time and says what it is told to.
 
-It passes the same contract suite as the real one (tests/integration/test_engine_contract.py), quirks included: success of
-a load is plain text, a repeated load is 400, an unknown model is 404, an error within a stream is followed by `[DONE]`, a
-restart forgets every adapter.
+It passes the same contract suite as the real one (tests/integration/test_engine_contract.py), quirks included: success
+of a load is plain text, a repeated load is 400, an unknown model is 404, an error within a stream is followed by
+`[DONE]`, a restart forgets every adapter.
 """
 
 import asyncio
@@ -50,6 +50,8 @@ class ScriptedEngine:
     aborted: list[str] = field(default_factory=list)
     bodies: list[Json] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    deadly: set[str] = field(default_factory=set)
     is_healthy: bool = True
     pace_s: float = 0
     _runner: web.AppRunner | None = None
@@ -67,9 +69,9 @@ class ScriptedEngine:
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, shutdown_timeout=0, reuse_address=True).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
 
     async def stop(self) -> None:
         """As `kill -9` does: connections end, and whatever was loaded is forgotten."""
@@ -139,6 +141,7 @@ class ScriptedEngine:
             return _error(400, "BadRequestError", text, "max_tokens")
         weights = self._weights(model)
         is_probe = body.get("temperature") == 0 and body.get("logprobs") is True and body.get("max_tokens") == 4
+        self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
         script = self.scripts.popleft() if self.scripts and not is_probe else Script()
         if script.status != 200:
             return _error(script.status, "InternalServerError", script.message)
@@ -147,6 +150,8 @@ class ScriptedEngine:
         answer = _Answer(request, body, model, script, weights)
         self.running.append(answer.id)
         try:
+            if model in self.deadly:  # whoever runs the test kills the engine now
+                await asyncio.Event().wait()
             return await (self._stream(answer) if body.get("stream") else self._whole(answer))
         except (asyncio.CancelledError, ConnectionError):
             self.aborted.append(answer.id)

@@ -31,6 +31,14 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Least:
+    """How many pairs a dataset must have on each side."""
+
+    train: int
+    held_out: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     train: list[Pair]
     held_out: list[Pair]
@@ -58,12 +66,24 @@ def digest_of(train: bytes, held_out: bytes) -> str:
     return digest(train.decode(), held_out.decode())
 
 
-def choose(everything: Sequence[str], waiting: Sequence[str], replay: float, seed: int) -> Selection:
-    """Replayed pairs are those first in an order that the seed shuffles, so one more vote changes one pair."""
-    if not waiting:
-        return Selection(new=[], replayed=list(everything))
-    old = sorted(set(everything) - set(waiting), key=lambda pair_id: digest(str(seed), pair_id))
-    return Selection(new=list(waiting), replayed=old[: math.ceil(replay * len(waiting))])
+def choose(standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least) -> Selection:
+    """New pairs, old ones by the replay share, and as many more old ones as it takes to have the least.
+
+    Old pairs come in an order that the seed shuffles, so that one more vote changes one pair of the selection.
+    """
+    unlearnt = set(waiting)
+    new = [pair for pair in standing if pair.id in unlearnt]
+    if not new:
+        return Selection(new=[], replayed=[pair.id for pair in standing])
+    taken = {pair.id for pair in new}
+    old = [pair for pair in standing if pair.id not in taken and _fault(pair) is None]
+    old.sort(key=lambda pair: digest(str(seed), pair.id))
+    replayed: list[str] = []
+    for split, enough in (("train", least.train), ("held_out", least.held_out)):
+        fresh = sum(pair.split == split for pair in new)
+        count = max(math.ceil(replay * fresh), enough - fresh)
+        replayed += [pair.id for pair in old if pair.split == split][:count]
+    return Selection(new=[pair.id for pair in new], replayed=replayed)
 
 
 def build(ids: Sequence[str], standing: Iterable[Pair]) -> Dataset:
@@ -83,17 +103,12 @@ def build(ids: Sequence[str], standing: Iterable[Pair]) -> Dataset:
     return Dataset(train, held_out, dropped)
 
 
-def refuse_too_few(dataset: Dataset, min_pairs: int) -> None:
+def refuse_too_few(dataset: Dataset, least: Least) -> None:
     """Raises TooFewPairs."""
-    if len(dataset.train) < min_pairs:
+    if len(dataset.train) < least.train or len(dataset.held_out) < least.held_out:
         raise TooFewPairs(
-            f"{len(dataset.train)} pairs to train on, of which at least {min_pairs} are needed; "
-            "vote up and down on answers to the same prompt, or correct some"
-        )
-    if not dataset.held_out:
-        raise TooFewPairs(
-            f"none of the {len(dataset.train)} pairs is on a held-out prompt, so what is learnt could not be measured; "
-            "vote on more prompts"
+            f"{len(dataset.train)} pairs to train on and {len(dataset.held_out)} held out are left after dropping what "
+            f"cannot teach; at least {least.train} and {least.held_out} are needed, so vote on more prompts"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from feedback import adapters, jobs, pairs, votes
 from feedback.errors import AdapterUnknown
 from trainer import dataset, hyperparameters, manifest
-from trainer.dataset import Dataset
+from trainer.dataset import Dataset, Least
 from trainer.manifest import Base, Manifest
 from trainer.work import Work
 
@@ -30,9 +30,10 @@ async def freeze(work: Work) -> Manifest:
         raise TrainingFileUnknown(
             f"training_file is {work.job.training_file!r}, which this version cannot read; send 'ledger' instead"
         )
-    ids, replayed = await _select(work)
+    least = Least(work.ledger.settings.min_pairs, work.ledger.settings.min_held_out_pairs)
+    ids, replayed = await _select(work, least)
     rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
-    dataset.refuse_too_few(rows, work.settings.min_pairs)
+    dataset.refuse_too_few(rows, least)
     await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
     rows.write(train_file, held_out_file)
 
@@ -50,18 +51,20 @@ async def freeze(work: Work) -> Manifest:
     return known
 
 
-async def _select(work: Work) -> tuple[list[str], int]:
+async def _select(work: Work, least: Least) -> tuple[list[str], int]:
     """Ids of the job's pairs, and how many of them are replayed. A job has those that it froze first."""
     frozen = await work.patiently(lambda: jobs.frozen(work.ledger, work.job.id))
     if frozen:
         waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
         return frozen, sum(pair_id not in waiting for pair_id in frozen)
     await work.patiently(lambda: pairs.settle(work.ledger))
+    everything = await work.patiently(lambda: pairs.ids(work.ledger))
     selection = dataset.choose(
-        await work.patiently(lambda: pairs.ids(work.ledger)),
+        await work.patiently(lambda: pairs.get_many(work.ledger, everything)),
         await work.patiently(lambda: pairs.waiting(work.ledger)),
         work.settings.replay,
         work.job.seed,
+        least,
     )
     return selection.ids, len(selection.replayed)
 

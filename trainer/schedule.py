@@ -34,9 +34,9 @@ async def _due(ledger: Ledger, settings: WorkshopSettings) -> Literal["pairs", "
     newest, _ = await jobs.page(ledger, limit=1)
     since = newest[0].created if newest else 0.0
     fresh = await pairs.waiting_since(ledger, since)
-    if settings.train_every_pairs and fresh >= max(settings.train_every_pairs, settings.min_pairs):
+    if settings.train_every_pairs and fresh >= max(settings.train_every_pairs, ledger.settings.min_pairs):
         return "pairs"
     hours = (ledger.clock() - since) / HOUR_S
-    if settings.train_every_hours and hours >= settings.train_every_hours and fresh >= settings.min_pairs:
+    if settings.train_every_hours and hours >= settings.train_every_hours and fresh >= ledger.settings.min_pairs:
         return "schedule"
     return None

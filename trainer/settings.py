@@ -32,11 +32,6 @@ class WorkshopSettings(BaseSettings):
     train_every_hours: float = Field(
         0, ge=0, description="Longest time between jobs while new pairs come in, 0 for never; off, as laptops sleep."
     )
-    min_pairs: int = Field(
-        20,
-        ge=1,
-        description="Fewer pairs to train on are refused: a pocket model learns from dozens, nothing from a few.",
-    )
     max_attempts: int = Field(
         3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."
     )

@@ -38,7 +38,9 @@ def table(before: Shares, after: Shares, taste: Habit) -> list[str]:
     return lines + [f"  {habit:10}{before.text(habit):22}{after.text(habit):22}".rstrip() for habit in habits]
 
 
-def draw(before: Shares, after: Shares, taste: Habit, margins: Sequence[tuple[int, float]], name: str, out: Path) -> None:
+def draw(
+    before: Shares, after: Shares, taste: Habit, margins: Sequence[tuple[int, float]], name: str, out: Path
+) -> None:
     """Bars of habits with 95 % intervals, and the reward margin over the steps of training, as PNG."""
     import matplotlib
 

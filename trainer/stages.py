@@ -58,6 +58,7 @@ class Relay:
     def __init__(self, work: Work, known: Manifest) -> None:
         self._work, self._known = work, known
         self._told_at = 0.0
+        self._metrics: dict[str, float] = {}
 
     async def take(self, event: Event) -> None:
         if event["event"] == "step":
@@ -69,7 +70,8 @@ class Relay:
             await self._work.tell(f"Training goes on from the checkpoint at step {event['step']}", data=data)
 
     async def _step(self, event: Event) -> None:
-        step, steps, metrics = event["step"], event["steps"], event["metrics"]
+        step, steps = event["step"], event["steps"]
+        self._metrics = metrics = event["metrics"]
         if time.monotonic() - self._told_at < METRICS_EVERY_S and step not in (1, steps):
             return
         self._told_at = time.monotonic()
@@ -83,7 +85,8 @@ class Relay:
         others = [checkpoint for checkpoint in self._known.checkpoints if checkpoint.step != step]
         self._known.checkpoints = [*others, manifest.Checkpoint(step=step, digest=digest)]
         self._known.write(self._work.folder)
-        await self._work.tell(f"Checkpoint at step {step}", type="checkpoint", data={"step": step})
+        data = {"step": step, "metrics": self._metrics}
+        await self._work.tell(f"Checkpoint at step {step}", type="checkpoint", data=data)
 
 
 async def evaluate(work: Work, known: Manifest) -> gate.Verdict:

@@ -111,13 +111,13 @@ def _refusal(method: str, path: str, response: httpx.Response) -> str:
         said = "with no reason that Heed would give; does something else listen there?"
     hint = ""
     if response.status_code in (401, 403):
-        hint = " The operator's key is in var/operator.key of the running stack; name it with --key or HEED_OPERATOR_KEY."
+        hint = (
+            " The operator's key is in var/operator.key of the running stack; name it with --key or HEED_OPERATOR_KEY."
+        )
     return f"The gateway refused {method} {path} with {response.status_code}: {said}{hint}"
 
 
-async def each(
-    some: Sequence[One], act: Callable[[One], Awaitable[Other]], on_done: Callable[[], None]
-) -> list[Other]:
+async def each(some: Sequence[One], act: Callable[[One], Awaitable[Other]], on_done: Callable[[], None]) -> list[Other]:
     """`act` on all of them, AT_ONCE at a time, results in order; the first failure ends it."""
     turnstile = asyncio.Semaphore(AT_ONCE)
 

@@ -242,7 +242,9 @@ def test_a_running_job_can_be_cancelled_with_the_official_client(stack: Stack) -
 
     assert cancelled.status == "cancelled"
     worker = stack.member("celery", "worker")
-    wait_for(lambda: not any("dpo" in child.cmdline() for child in worker.children(recursive=True)), "the child ends", 60)
+    wait_for(
+        lambda: not any("dpo" in child.cmdline() for child in worker.children(recursive=True)), "the child ends", 60
+    )
     check_is_clean(stack)
 
 

@@ -1,0 +1,110 @@
+"""Jobs through the official client, unchanged."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from feedback import completions, jobs, votes
+from feedback.connection import Ledger
+from feedback.records import Choice, Completion, new_id, prompt_digest
+from tests.gateways import RunningGateway, running_gateway
+from tests.scripted_engine import scripted_engine
+
+
+@pytest.fixture
+async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
+        yield gateway
+
+
+async def vote_on(ledger: Ledger, prompts: int) -> None:
+    """A correction on each of so many prompts: a pair each, some of them held out."""
+    for number in range(prompts):
+        messages = [{"role": "user", "content": f"question {number}"}]
+        asked = Completion(
+            id=new_id("chatcmpl"),
+            served_model="heed",
+            adapter="heed-base",
+            created=1000.0,
+            messages=messages,
+            prompt_hash=prompt_digest(messages),
+            choices=[Choice(index=0, message={"role": "assistant", "content": "bad"})],
+        )
+        await completions.record(ledger, asked)
+        await votes.cast(ledger, completion_id=asked.id, rating="down", voter="ann", correction="good")
+
+
+async def test_the_official_client_asks_for_a_job_follows_and_cancels_it(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    await vote_on(ledger, 60)
+    client = gateway.openai.fine_tuning.jobs
+    method: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2, "batch_size": "auto"}}}
+
+    made = await client.create(model="heed", training_file="ledger", method=method, seed=7, metadata={"why": "test"})
+    listed = [job.id async for job in client.list()]
+    events = [event.message async for event in client.list_events(made.id)]
+    _, token = await jobs.claim(ledger, made.id)
+    await jobs.tell(ledger, made.id, "Checkpoint at step 20", type="checkpoint", data={"step": 20})
+    saved = [checkpoint async for checkpoint in client.checkpoints.list(made.id)]
+    running = await client.retrieve(made.id)
+    cancelled = await client.cancel(made.id)
+
+    assert (made.status, made.model, made.seed, made.training_file) == ("queued", "heed", 7, "ledger")
+    assert made.method is not None
+    assert made.method.dpo is not None
+    assert made.method.dpo.hyperparameters is not None
+    assert (made.method.dpo.hyperparameters.beta, made.hyperparameters.n_epochs) == (0.2, 2)
+    assert made.metadata == {"why": "test"}
+    assert listed == [made.id]
+    assert events == ["Job created by operator; waiting for a worker"]
+    assert [checkpoint.step_number for checkpoint in saved] == [20]
+    assert (running.status, cancelled.status, bool(token)) == ("running", "cancelled", True)
+    with pytest.raises(openai.ConflictError) as again:
+        await client.cancel(made.id)
+    assert again.value.code == "job_finished"
+
+
+async def test_a_finished_job_names_its_adapter(gateway: RunningGateway, ledger: Ledger) -> None:
+    await vote_on(ledger, 60)
+    client = gateway.openai.fine_tuning.jobs
+    made = await client.create(model="heed", training_file="ledger")
+    job, token = await jobs.claim(ledger, made.id)
+
+    await jobs.finish(ledger, job.model_copy(update={"adapter": "heed-v1-0a1b2c3d"}), token, "succeeded")
+
+    done = await client.retrieve(made.id)
+    assert (done.status, done.fine_tuned_model) == ("succeeded", "heed-v1-0a1b2c3d")
+    assert done.finished_at is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "code"),
+    [
+        ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found"),
+        ({"training_file": "file-abc"}, openai.BadRequestError, "file_not_found"),
+        ({"method": {"type": "supervised"}}, openai.BadRequestError, "method_not_supported"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": "x"}}}}, openai.BadRequestError, None),
+        ({}, openai.BadRequestError, "too_few_pairs"),
+    ],
+)
+async def test_a_job_that_cannot_be_is_refused(
+    gateway: RunningGateway, fields: dict[str, Any], error: type[openai.APIStatusError], code: str | None
+) -> None:
+    with pytest.raises(error) as refused:
+        await gateway.openai.fine_tuning.jobs.create(**({"model": "heed", "training_file": "ledger"} | fields))
+
+    assert code in (refused.value.code, None)
+    assert "\n" not in refused.value.message
+
+
+async def test_an_unknown_job_is_404_everywhere(gateway: RunningGateway) -> None:
+    client = gateway.openai.fine_tuning.jobs
+
+    for ask in (client.retrieve, client.cancel, client.list_events, client.checkpoints.list):
+        with pytest.raises(openai.NotFoundError) as refused:
+            await ask("ftjob-none")
+        assert refused.value.code == "job_not_found"
