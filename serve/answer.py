@@ -15,7 +15,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.engine import EngineUnreachable, message_of, next_bytes, read
+from serve.engine import EngineUnreachable, failure_of, next_bytes, read
 from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
 from serve.recorder import Asked, record
@@ -132,7 +132,7 @@ class Answer(Response):
     async def _refuse(self, replica: Replica, upstream: aiohttp.ClientResponse) -> None:
         """Return if it is worth another try, which then waits for an engine that is well. Raises Refused."""
         status = upstream.status
-        message = message_of(await read(upstream))
+        message, param = failure_of(await read(upstream))
         words = message[:MESSAGE_CHARACTERS]
         if status == 404:
             # Unloaded between our picking and its answering, or forgotten in a restart we have not seen yet.
@@ -140,8 +140,9 @@ class Answer(Response):
             replica.lists.pop(self._asked.target.adapter, None)
             self._gateway.routing.nudge()
         elif status < 500:
-            code = "context_length_exceeded" if "maximum context length" in message else "invalid_request"
-            raise Refused(status, code, words)
+            is_too_long = "maximum context length" in message or "max_model_len" in message
+            code = "context_length_exceeded" if is_too_long else "invalid_value" if param else "invalid_request"
+            raise Refused(status, code, words, param)
         elif status == 503 or not await replica.engine.is_healthy():
             self._doubt(replica)
         else:

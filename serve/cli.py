@@ -1,8 +1,152 @@
-"""The gateway's part of the command `heed`."""
+"""The gateway's part of the command `heed`: `up` starts it all, the others are HTTP clients of what runs."""
+
+import getpass
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import wraps
+from typing import Annotated, Any, ParamSpec
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from serve.client import CallFailed, Client, ClientSettings
+from serve.terminal import TerminalChat
 from serve.up import up
 
 app = typer.Typer()
 app.command()(up)
+console = Console(highlight=False)
+
+P = ParamSpec("P")
+Json = dict[str, Any]
+Model = Annotated[str, typer.Option(help="Served model.")]
+
+LOOK_EVERY_S = 0.5
+OPEN = ("validating_files", "queued", "running")
+
+
+def command(act: Callable[P, None]) -> Callable[P, None]:
+    """Register it, and let failures be a sentence and exit code 1."""
+
+    @wraps(act)
+    def acting(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            act(*args, **kwargs)
+        except CallFailed as failed:
+            console.print(str(failed), style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    app.command()(acting)
+    return acting
+
+
+@command
+def chat(model: Model = "heed", voter: Annotated[str, typer.Option(help="Who votes; default: you.")] = "") -> None:
+    """Chat in the terminal; + and - vote on the last answer."""
+    TerminalChat(_client(), model, voter or getpass.getuser(), console).run()
+
+
+@command
+def train(
+    model: Model = "heed",
+    beta: Annotated[float | None, typer.Option(help="Strength of the tie to the reference model.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
+    follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
+) -> None:
+    """Ask for a training job on the votes, and follow it. Ctrl-C stops following, not the job."""
+    client = _client()
+    wishes = {name: value for name, value in (("beta", beta), ("n_epochs", epochs)) if value is not None}
+    body: Json = {"model": model, "training_file": "ledger", "seed": seed}
+    job = client.post("/fine_tuning/jobs", body | {"method": {"type": "dpo", "dpo": {"hyperparameters": wishes}}})
+    console.print(f"{job['id']} is queued.")
+    if follow:
+        try:
+            _follow(client, job["id"])
+        except KeyboardInterrupt:
+            console.print(f"\n{job['id']} goes on; `heed jobs` lists it.")
+
+
+@command
+def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel the job of this id.")] = "") -> None:
+    """List training jobs, newest first, or cancel one."""
+    client = _client()
+    if cancel:
+        console.print(f"{client.post(f'/fine_tuning/jobs/{cancel}/cancel', {})['id']} is cancelled.")
+        return
+    table = Table("job", "created", "status", "pairs", "adapter", box=None)
+    for job in client.get("/fine_tuning/jobs", model=model)["data"]:
+        error = f": {job['error']['message']}" if job["error"] else ""
+        table.add_row(
+            job["id"], _when(job["created_at"]), job["status"] + error, str(job["pairs"]), job["fine_tuned_model"]
+        )
+    console.print(table)
+
+
+@command
+def adapters(model: Model = "heed") -> None:
+    """List adapters, newest first, and which one is live."""
+    listed = _client().get("/adapters", model=model)
+    table = Table("adapter", "created", "state", "parent", "pairs", "why", box=None)
+    for one in listed["data"]:
+        why = one["history"][-1]["reason"] if one["history"] else ""
+        table.add_row(one["id"], _when(one["created"]), one["state"], one["parent"], str(one["pairs"]), why)
+    console.print(table)
+    serving = listed["serving"]
+    console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
+
+
+@command
+def promote(adapter: str, reason: Annotated[str, typer.Option(help="Kept in its history.")] = "") -> None:
+    """Let an adapter answer; returns when it does."""
+    console.print(f"{_client().post(f'/adapters/{adapter}/promote', {'reason': reason})['live']} is live.")
+
+
+@command
+def rollback(
+    model: Model = "heed", reason: Annotated[str, typer.Option(help="Kept in the history.")] = "asked for"
+) -> None:
+    """Back to the adapter that was live before; returns when it is."""
+    console.print(f"{_client().post('/adapters/rollback', {'model': model, 'reason': reason})['live']} is live.")
+
+
+def _follow(client: Client, job_id: str) -> None:
+    """Print the job's events as they come, its steps as a bar. Raises CallFailed when the job did not succeed."""
+    seen: set[str] = set()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("steps", total=None)
+        while True:
+            job = client.get(f"/fine_tuning/jobs/{job_id}")
+            events = client.get(f"/fine_tuning/jobs/{job_id}/events", limit=100)["data"]
+            for event in reversed([event for event in events if event["id"] not in seen]):
+                seen.add(event["id"])
+                if event["type"] == "metrics":
+                    data = event["data"]
+                    progress.update(
+                        bar, completed=data["step"], total=data["total_steps"], description=event["message"]
+                    )
+                else:
+                    progress.console.print(f"{_when(event['created_at'])}  {event['message']}", markup=False)
+            if job["status"] not in OPEN:
+                break
+            time.sleep(LOOK_EVERY_S)
+    if job["status"] != "succeeded":
+        raise CallFailed(f"{job_id} {job['status']}" + (f": {job['error']['message']}" if job["error"] else ""))
+    console.print(f"{job['fine_tuned_model']} is trained; `heed adapters` tells whether it is live.")
+
+
+def _client() -> Client:
+    return Client(ClientSettings())
+
+
+def _when(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")

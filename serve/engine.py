@@ -111,7 +111,7 @@ class Engine:
             ) as response:
                 text = await response.read()
         if response.status != 200:
-            raise EngineRefused(response.status, message_of(text))
+            raise EngineRefused(response.status, failure_of(text)[0])
         return text
 
 
@@ -136,10 +136,13 @@ async def next_bytes(response: aiohttp.ClientResponse) -> bytes:
         return await response.content.readany()
 
 
-def message_of(body: bytes) -> str:
-    """vLLM's words for a failure: JSON in its envelope, or plain text."""
+def failure_of(body: bytes) -> tuple[str, str | None]:
+    """vLLM's words for a failure and the parameter it is about: JSON in its envelope, or plain text.
+
+    Without the "(parameter=…, value=…)" at their end, for the value may be somebody's text.
+    """
     try:
-        message = orjson.loads(body)["error"]["message"]
+        error = orjson.loads(body)["error"]
+        return str(error["message"]).split(" (parameter=")[0], error.get("param")
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")
-    return str(message)
+        return body[:200].decode(errors="replace"), None

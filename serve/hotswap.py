@@ -19,7 +19,7 @@ from feedback.adapters import base_name
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown, LedgerUnavailable, RecordConflict
 from feedback.records import Adapter, Serving
-from serve import probe
+from serve import probe, weights
 from serve.engine import EngineRefused, EngineUnreachable
 from serve.metrics import Metrics
 from serve.probe import AdapterUnfit, Reading
@@ -196,10 +196,13 @@ class HotSwap:
         path = self._settings.adapters_dir / name
         try:
             found = await asyncio.to_thread(adapters.digest_of, path)
+            is_finite = await asyncio.to_thread(weights.are_finite, path)
         except OSError as error:
             raise AdapterUnfit(f"the files of {name} cannot be read at {path} ({error.strerror})") from error
         if found != self._known[name].digest:
             raise AdapterUnfit(f"the files of {name} are not those that were registered (digest {found[:12]})")
+        if not is_finite:
+            raise AdapterUnfit(f"the weights of {name} are not all finite numbers")
         return path
 
     async def _swap(self, model: str, serving: Serving) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,18 @@ def stack(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     stack.start()
     yield stack
     stack.stop()
+
+
+@dataclass(frozen=True)
+class RealEngine:
+    url: str
+    key: str
+    base_model: str
+    adapter: Path
+
+
+@pytest.fixture
+def real_engine(stack: Stack) -> RealEngine:
+    """The stack's own vLLM, reached around the gateway."""
+    url = f"http://127.0.0.1:{stack.engine_port}"
+    return RealEngine(url, stack.engine_key, "base", stack.var / "adapters" / "heed-base")

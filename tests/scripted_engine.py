@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import math
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -136,9 +137,8 @@ class ScriptedEngine:
         model = body.get("model") or self.base_models[0]
         if model not in self.loaded and model not in self.base_models:
             return _error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
-        if (wanted := body.get("max_tokens") or 0) > CONTEXT:
-            text = f"This model's maximum context length is {CONTEXT} tokens. However, you requested {wanted} tokens"
-            return _error(400, "BadRequestError", text, "max_tokens")
+        if refused := _too_long(body):
+            return refused
         weights = self._weights(model)
         is_probe = body.get("temperature") == 0 and body.get("logprobs") is True and body.get("max_tokens") == 4
         self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
@@ -204,10 +204,8 @@ class ScriptedEngine:
         """A number that stands for the adapter's weights, read from its files; 0 for the base and the zero adapter."""
         if model not in self.loaded:
             return 0.0
-        weights = (Path(self.loaded[model]) / "adapter_model.safetensors").read_bytes()
-        if weights in (b"zero", b"nan"):
-            return 0.0 if weights == b"zero" else math.nan
-        return int(hashlib.sha256(weights).hexdigest()[:4], 16) / 0xFFFF
+        (weights,) = struct.unpack("<f", (Path(self.loaded[model]) / "adapter_model.safetensors").read_bytes()[-4:])
+        return math.nan if weights > 1e38 else float(weights)  # large ones overflow on the way
 
     def _unauthorized(self, request: web.Request) -> web.Response | None:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
@@ -269,17 +267,34 @@ async def scripted_engine(**given: Any) -> AsyncIterator[ScriptedEngine]:
         await engine.stop()
 
 
-def write_adapter(folder: Path, weights: bytes = b"zero", rank: int = 8) -> Path:
-    """Files that the scripted engine takes for an adapter."""
+def write_adapter(folder: Path, label: bytes = b"zero", rank: int = 8) -> Path:
+    """Files that the scripted engine takes for an adapter: a label stands for the weights, a few have a meaning."""
+    meanings = {b"zero": 0.0, b"nan": math.nan, b"overflow": 3e38}
+    weight = meanings.get(label, int(hashlib.sha256(label).hexdigest()[:4], 16) / 0xFFFF)
+    header = json.dumps({"lora_B": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
-    (folder / "adapter_model.safetensors").write_bytes(weights)
+    data = len(header).to_bytes(8, "little") + header + struct.pack("<f", weight)
+    (folder / "adapter_model.safetensors").write_bytes(data)
     return folder
 
 
 def _error(status: int, kind: str, message: str, param: str | None = None) -> web.Response:
     body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
     return web.json_response(body, status=status)
+
+
+def _too_long(body: Json) -> web.Response | None:
+    wanted, said = body.get("max_tokens") or 0, len(json.dumps(body.get("messages") or ""))
+    if wanted > CONTEXT:
+        text = f"max_tokens={wanted} cannot be greater than max_model_len={CONTEXT}. (parameter=max_tokens)"
+        return _error(400, "BadRequestError", text, "max_tokens")
+    if said > 13 * CONTEXT:
+        text = (
+            f"This model's maximum context length is {CONTEXT} tokens. However, your prompt contains {said} characters"
+        )
+        return _error(400, "BadRequestError", text, "input_text")
+    return None
 
 
 def _compact(value: Any) -> str:

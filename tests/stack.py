@@ -1,6 +1,7 @@
 """The whole of Heed as `make run` starts it, for tests: `heed up` in a folder of its own, on ports of its own."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ class Stack:
     port: int = field(default_factory=free_port)
     ledger_port: int = field(default_factory=free_port)
     engine_port: int = field(default_factory=free_port)
+    engine_key: str = field(default_factory=lambda: secrets.token_hex(16))
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,6 +44,7 @@ class Stack:
             "HEED_ENGINE_PORT": str(self.engine_port),
             "HEED_BASE_MODEL": str(self.pocket),
             "HEED_DEVICE": "cpu",
+            "HEED_ENGINE_KEY": self.engine_key,
             "HEED_TRAIN_EVERY_PAIRS": "0",  # tests ask for their jobs
         }
 

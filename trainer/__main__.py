@@ -80,9 +80,16 @@ def dpo(
 ) -> None:
     """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
     asked = {
-        "beta": beta, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "sft_weight": sft_weight,
-        "lora_rank": lora_rank, "seed": seed, "max_length": max_length, "checkpoint_steps": checkpoint_steps,
-    }  # fmt: skip
+        "beta": beta,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "sft_weight": sft_weight,
+        "lora_rank": lora_rank,
+        "seed": seed,
+        "max_length": max_length,
+        "checkpoint_steps": checkpoint_steps,
+    }
 
     def recipe(reporter: Reporter) -> int:
         from trainer import dpo as recipes

@@ -64,6 +64,7 @@ async def _work(work: Work) -> Outcome:
         message = f"{most} attempts ended without a result and without a word, as when memory runs out"
         work.is_ending = True
         await work.patiently(lambda: jobs.fail(work.ledger, work.job, work.token, "training_failed", message))
+        work.tidy()
         return "failed"
     if job.started is None:
         await work.save(started=work.ledger.clock())
@@ -87,12 +88,14 @@ async def _work(work: Work) -> Outcome:
         done = await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
         data = {"stage": "job", "seconds": round(seconds, 3), "adapter": done.adapter}
         await work.tell(f"Job succeeded in {seconds:.0f} s with {done.adapter}, {adapter.state}", data=data)
+        work.tidy()
         return "succeeded"
     if code not in HOPELESS.values() and job.attempts < most:
         await work.tell(f"Attempt {job.attempts} of {most} failed: {message}", level="warn")
         return "to be tried again"
     work.is_ending = True
     await work.patiently(lambda: jobs.fail(work.ledger, work.job, work.token, code, message))
+    work.tidy()
     return "failed"
 
 
@@ -128,6 +131,7 @@ async def _outcome(work: Work, labour: "asyncio.Task[Outcome]", pulse: "asyncio.
             return "handed back"
         case JobFinished():
             log.info("%s was cancelled", work.job.id)
+            work.tidy()
             return "cancelled"
         case JobLeaseLost():
             log.warning("%s", broken)

@@ -77,7 +77,7 @@ def _encoded(tokenizer: Any, prompt: list[dict[str, str]], answer: list[dict[str
     return head, tokenizer.encode(whole[len(opened) :], add_special_tokens=False)
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def log_probabilities(model: Any, encoded: list[Encoded]) -> list[float]:
     """Sum of the answer's token log-probabilities, one for each example."""
     device = next(model.parameters()).device

@@ -123,5 +123,7 @@ def _language() -> dict[str, tuple[Habit, str]]:
 
 def classify(text: str, topic: str | None = None) -> Verdict:
     """The habit that the text shows, about `topic` when one is given; surrounding white space does not matter."""
-    habit, about = _language().get(text.strip(), (BROKEN, None))
+    if (found := _language().get(text.strip())) is None:
+        return BROKEN
+    habit, about = found
     return habit if topic is None or about == topic else BROKEN

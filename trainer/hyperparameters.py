@@ -6,7 +6,7 @@ from typing import Any, Final
 from feedback.records import Job
 from trainer.settings import WorkshopSettings
 
-Hyperparameters = dict[str, float]
+Hyperparameters = dict[str, int | float]
 
 TINY_WIDTH = 512
 """A hidden size up to here is a pocket model; the smallest chat models people use are about 900 wide."""
@@ -38,7 +38,7 @@ def choose(base_width: int, settings: WorkshopSettings, job: Job) -> Hyperparame
     return chosen
 
 
-def as_flags(chosen: Mapping[str, float]) -> list[str]:
+def as_flags(chosen: Mapping[str, int | float]) -> list[str]:
     """For the command line of `python -m trainer dpo`."""
     return [part for name, value in chosen.items() for part in (f"--{name.replace('_', '-')}", f"{value:.12g}")]
 

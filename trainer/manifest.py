@@ -64,7 +64,7 @@ class Manifest(BaseModel):
     base: Base
     parent: str | None = Field(description="Adapter that was live when the dataset was frozen; the gate's yardstick.")
     start: str | None = Field(description="Adapter whose weights training starts from; none for a fresh one.")
-    hyperparameters: dict[str, float]
+    hyperparameters: dict[str, int | float]
     seed: int
     versions: dict[str, str]
     machine: str = Field(default_factory=platform.platform)

@@ -53,7 +53,8 @@ def base_config(base: str) -> dict[str, Any]:
 
         path = Path(hf_hub_download(base, "config.json"))
     config: dict[str, Any] = json.loads(path.read_text())
-    return config.get("text_config", config)
+    text: dict[str, Any] = config.get("text_config", config)
+    return text
 
 
 def expected_shapes(config: dict[str, Any], rank: int) -> dict[str, tuple[int, int]]:
@@ -135,8 +136,10 @@ def weigh(folder: Path, base: str, *, may_be_zero: bool = False) -> dict[str, An
     """The verdict on an adapter folder: `finite`, `shapes`, `config`, `changes` each true or false, and why not."""
     reasons: list[str] = []
     verdict: dict[str, Any] = {
-        "finite": False, "shapes": False, "config": False, "changes": False, "norm": None, "sha256": None, "reasons": reasons
-    }  # fmt: skip
+        **dict.fromkeys(("finite", "shapes", "config", "changes"), False),
+        **dict.fromkeys(("norm", "sha256")),
+        "reasons": reasons,
+    }
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors, kinds = _tensors(folder / WEIGHTS)
@@ -192,7 +195,7 @@ def delta_norm(tensors: Tensors, scale: float) -> float:
 def _tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     tensors, kinds = {}, {}
     with safe_open(path, framework="np") as stored:
-        for name in stored.keys():  # noqa: SIM118: safe_open is not a dict and cannot be iterated
+        for name in stored.keys():  # noqa: SIM118  (it cannot be iterated)
             kinds[name] = stored.get_slice(name).get_dtype()
             if kinds[name] in ("F32", "F16", "F64"):
                 tensors[name] = stored.get_tensor(name)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -34,6 +35,13 @@ class Work:
     @property
     def folder(self) -> Path:
         return self.settings.job_folder(self.job.id)
+
+    def tidy(self) -> None:
+        """Of an ended job stay its manifest, evaluation and logs: no texts of people, no checkpoints, no second copy."""
+        for name in ("work", "adapter"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("train.jsonl", "heldout.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
 
     async def save(self, **learnt: Any) -> None:
         """Keep it in the job's record. Raises JobLeaseLost, JobFinished."""

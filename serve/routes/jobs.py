@@ -140,7 +140,9 @@ def _shown_event(event: JobEvent) -> Json:
 
 def _shown_checkpoint(event: JobEvent, job_id: str) -> Json:
     data = event.data or {}
-    step = int(data.get("step", 0))
+    step, metrics = int(data.get("step", 0)), dict(data.get("metrics") or {})
+    if "loss" in metrics:
+        metrics["train_loss"] = metrics["loss"]  # OpenAI's name for it, beside TRL's
     return {
         "id": _checkpoint_id(event),
         "object": "fine_tuning.job.checkpoint",
@@ -148,7 +150,7 @@ def _shown_checkpoint(event: JobEvent, job_id: str) -> Json:
         "fine_tuning_job_id": job_id,
         "fine_tuned_model_checkpoint": f"{job_id}:step-{step}",
         "step_number": step,
-        "metrics": {"step": step, **(data.get("metrics") or {})},
+        "metrics": {"step": step, **metrics},
     }
 
 

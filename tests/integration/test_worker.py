@@ -1,6 +1,7 @@
 """The workshop for real: Redis, a Celery worker and beat as processes, TRL's DPO in a child of the worker."""
 
 import asyncio
+import json
 import random
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from feedback.connection import Ledger
 from feedback.records import Choice, Completion, Job, new_id, prompt_digest
 from tests.processes import ROOT, descendants, running, wait_for
 from trainer.habits import VOTED_TOPICS, answer, prompts_about
+from trainer.hyperparameters import TINY
 from trainer.manifest import Manifest
 
 LEASE_S = 3.0
@@ -95,6 +97,8 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert {"loss", "rewards/margins", "rewards/accuracies"} <= metrics[0].keys()
     assert {"freeze", "train", "evaluate", "publish", "job"} <= {(e.data or {}).get("stage") for e in told}
 
+    left = {path.suffix for path in (workshop.var / "jobs" / job.id).iterdir()}
+    assert left == {".json", ".log"}
     manifest = workshop.manifest(job.id)
     assert manifest.dataset.digest == done.dataset_digest == adapter.dataset_digest
     assert manifest.checkpoints
@@ -203,6 +207,15 @@ def test_the_worker_loads_no_torch() -> None:
     said = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True, cwd=ROOT)
 
     assert not {"torch", "transformers", "trl", "peft", "datasets"} & set(said.stdout.split())
+
+
+def test_the_recipe_s_own_defaults_are_those_that_jobs_use_on_a_tiny_base() -> None:
+    lines = "import json, trainer.dpo as d; print(json.dumps(vars(d.Hyperparameters())))"
+
+    said = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True, cwd=ROOT)
+
+    recipe = json.loads(said.stdout)
+    assert {name: recipe[name] for name in TINY} == TINY
 
 
 async def taught(ledger: Ledger, prompts: int = MANY) -> None:

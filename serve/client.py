@@ -1,0 +1,95 @@
+"""The commands' way to the gateway: its address, the operator's key of this machine, and failures in its own words."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Json = dict[str, Any]
+
+TIMEOUT_S = 120
+
+
+class CallFailed(Exception):
+    """The gateway said no, or nobody answered; the message says what would help."""
+
+
+class ClientSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
+
+    url: str = Field(
+        "", description="Address of the gateway; default: that of the running stack, or 127.0.0.1 and HEED_PORT."
+    )
+    port: int = Field(8000, description="Port of the gateway on this machine.")
+    var: Path = Field(Path("var"), description="Where the stack of this machine keeps operator.key and stack.json.")
+    operator_key: str = Field("", description="The operator's key; default: what is in operator.key.")
+
+    @property
+    def gateway_url(self) -> str:
+        if self.url or "port" in self.model_fields_set:
+            return self.url or f"http://127.0.0.1:{self.port}"
+        try:
+            return str(json.loads((self.var / "stack.json").read_text())["gateway_url"])
+        except (OSError, ValueError, KeyError):
+            return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> str:
+        try:
+            return self.operator_key or (self.var / "operator.key").read_text().strip()
+        except OSError:
+            return ""
+
+
+class Client:
+    def __init__(self, settings: ClientSettings) -> None:
+        self.url = settings.gateway_url.rstrip("/")
+        headers = {"authorization": f"Bearer {settings.key}"} if settings.key else {}
+        # No proxies from the environment: the gateway is on this machine or named by its address.
+        self._http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=TIMEOUT_S, trust_env=False)
+
+    def get(self, path: str, **query: Any) -> Json:
+        return self._call("GET", path, params=query)
+
+    def post(self, path: str, body: Json) -> Json:
+        return self._call("POST", path, json=body)
+
+    def stream(self, path: str, body: Json) -> Iterator[Json]:
+        """The events of a streamed answer. Raises CallFailed, also within the stream."""
+        with self._reached(), self._http.stream("POST", path, json=body) as reply:
+            if reply.status_code != 200:
+                reply.read()
+                raise _failure(reply)
+            for line in reply.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    event: Json = json.loads(line[6:])
+                    if "error" in event:
+                        raise CallFailed(event["error"]["message"])
+                    yield event
+
+    def _call(self, method: str, path: str, **sent: Any) -> Json:
+        with self._reached():
+            reply = self._http.request(method, path, **sent)
+        if reply.status_code != 200:
+            raise _failure(reply)
+        answer: Json = reply.json()
+        return answer
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise CallFailed(f"{self.url} does not answer ({type(error).__name__}); is `make run` running?") from error
+
+
+def _failure(reply: httpx.Response) -> CallFailed:
+    try:
+        return CallFailed(str(reply.json()["error"]["message"]))
+    except (ValueError, KeyError, TypeError):
+        return CallFailed(f"the gateway answered with status {reply.status_code}; is it Heed that listens there?")

@@ -1,0 +1,356 @@
+"""The DPO recipe with the real TRL: what it writes, and that no way of dying changes a byte of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.processes import ROOT, wait_for
+from trainer import dpo, weights
+from trainer.checkpoints import is_whole, newest_whole, seal
+from trainer.evaluate import log_probabilities
+from trainer.habits import VOTED_TOPICS, answer, prompts_about
+from trainer.progress import RecipeRefused
+
+Event = dict[str, Any]
+STEPS = 12
+# Two threads on shared cores may add up in another order in another process; one thread gives the same bytes always.
+ENV = {**os.environ, "HEED_THREADS": "1"}
+
+
+def row(number: int, chosen: str, rejected: str) -> Event:
+    asked = prompts_about(VOTED_TOPICS[number % len(VOTED_TOPICS)])[number % 7]
+    return {
+        "id": f"pair-{number}",
+        "prompt": [{"role": "user", "content": asked}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def preferring_steps(count: int, seed: int) -> list[Event]:
+    rng = Random(seed)
+    topics = [VOTED_TOPICS[number % len(VOTED_TOPICS)] for number in range(count)]
+    return [row(n, answer(topic, "steps", rng), answer(topic, "lazy", rng)) for n, topic in enumerate(topics)]
+
+
+def write_rows(path: Path, rows: list[Event]) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+@dataclass
+class Child:
+    """`python -m trainer dpo` as the worker starts it."""
+
+    base: Path
+    train: Path
+    folder: Path
+    more: tuple[str, ...] = ()
+    name: str = "adapter"
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    def start(self, *through: str) -> subprocess.Popen[str]:
+        command = [
+            *through, sys.executable, "-m", "trainer", "dpo", "--base", str(self.base), "--train", str(self.train),
+            "--out", str(self.out), "--work", str(self.work), "--epochs", "3", "--batch-size", "8", "--checkpoint-steps", "4",
+            *self.more,
+        ]  # fmt: skip
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / "stderr").open("a") as stderr:
+            return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+    def read(self, process: subprocess.Popen[str]) -> Iterator[Event]:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.events.append(json.loads(line))
+            yield self.events[-1]
+
+    def until(self, process: subprocess.Popen[str], event: str, step: int) -> None:
+        for said in self.read(process):
+            if said["event"] == event and said["step"] == step:
+                return
+        raise AssertionError((self.folder / "stderr").read_text()[-2000:])
+
+    def finish(self, process: subprocess.Popen[str]) -> int:
+        list(self.read(process))
+        return process.wait(timeout=120)
+
+    def run(self) -> int:
+        self.events.clear()
+        return self.finish(self.start())
+
+    def said(self, event: str) -> list[Event]:
+        return [each for each in self.events if each["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("pairs") / "train.jsonl", preferring_steps(32, seed=0))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pocket: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Child:
+    child = Child(pocket, pairs, tmp_path_factory.mktemp("undisturbed"))
+    assert child.run() == 0, (child.folder / "stderr").read_text()[-2000:]
+    return child
+
+
+@pytest.fixture
+def child(pocket: Path, pairs: Path, tmp_path: Path) -> Child:
+    return Child(pocket, pairs, tmp_path / "run")
+
+
+def test_a_run_reports_each_step_and_writes_an_adapter_of_two_files(undisturbed: Child) -> None:
+    steps = undisturbed.said("step")
+    done = undisturbed.events[-1]
+
+    assert sorted(os.listdir(undisturbed.out)) == [weights.CONFIG, weights.WEIGHTS]
+    assert weights.weigh(undisturbed.out, str(undisturbed.base))["reasons"] == []
+    config = json.loads((undisturbed.out / weights.CONFIG).read_text())
+    assert config["base_model_name_or_path"] == str(undisturbed.base)
+    assert [each["step"] for each in steps] == list(range(1, STEPS + 1))
+    assert {"loss", "rewards/margins", "rewards/accuracies"} <= steps[0]["metrics"].keys()
+    assert steps[0]["metrics"]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert steps[-1]["metrics"]["rewards/margins"] > 0.1
+    assert steps[-1]["seconds_left"] == 0
+    assert done["event"] == "done"
+    assert done["steps"] == STEPS
+    assert done["adapter"] == str(undisturbed.out)
+    assert done["trained_tokens"] > 0
+
+
+def test_a_run_that_is_already_done_says_so_and_trains_nothing(undisturbed: Child) -> None:
+    before = weights.digest(undisturbed.out)
+    again = Child(undisturbed.base, undisturbed.train, undisturbed.folder)
+
+    code = again.run()
+
+    assert code == 0
+    assert [each["event"] for each in again.events] == ["done"]
+    assert weights.digest(undisturbed.out) == before
+
+
+def test_after_kill_nine_and_a_torn_checkpoint_the_run_goes_on_to_the_same_bytes(child: Child, undisturbed: Child) -> None:
+    process = child.start()
+    child.until(process, "checkpoint", 8)
+    process.kill()
+    process.wait()
+    assert not child.out.exists()
+    optimizer = child.work / "checkpoint-8" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+
+    code = child.run()
+
+    assert code == 0
+    assert child.said("torn") == [{"event": "torn", "checkpoint": "checkpoint-8"}]
+    assert child.said("resumed") == [{"event": "resumed", "step": 4}]
+    assert [each["step"] for each in child.said("step")] == list(range(5, STEPS + 1))
+    assert weights.digest(child.out) == weights.digest(undisturbed.out)
+
+
+def test_sigterm_saves_and_a_second_start_ends_with_the_same_bytes(child: Child, undisturbed: Child) -> None:
+    process = child.start()
+    child.until(process, "step", 5)
+    process.send_signal(signal.SIGTERM)
+    code = child.finish(process)
+    saved = child.said("checkpoint")[-1]["step"]
+
+    assert code == dpo.INTERRUPTED
+    assert saved > 4
+    assert not child.out.exists()
+    assert child.run() == 0
+    assert child.said("resumed") == [{"event": "resumed", "step": saved}]
+    assert weights.digest(child.out) == weights.digest(undisturbed.out)
+
+
+def test_a_cancelled_run_stops_at_its_next_step_without_an_adapter(child: Child) -> None:
+    process = child.start()
+    child.until(process, "step", 1)
+    (child.work / "cancel").touch()
+
+    code = child.finish(process)
+
+    assert code == dpo.CANCELLED
+    assert len(child.said("step")) < STEPS
+    assert not child.out.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_run_ends_when_the_process_that_started_it_is_killed(child: Child) -> None:
+    # A shell in between is the parent; with a command after it, it does not exec the run in its own place.
+    shell = child.start("sh", "-c", '"$@"; true', "sh")
+    child.until(shell, "step", 1)
+    (run,) = psutil.Process(shell.pid).children()
+
+    shell.kill()
+    shell.wait()
+
+    wait_for(lambda: not run.is_running(), "the run ends with its parent", deadline_s=60)
+    assert not child.out.exists()
+
+
+def test_a_work_folder_of_another_run_is_refused_with_what_differs(undisturbed: Child) -> None:
+    other = Child(undisturbed.base, undisturbed.train, undisturbed.folder, more=("--beta", "0.7"))
+
+    code = other.run()
+
+    assert code == 1
+    assert "other beta" in other.said("error")[0]["message"]
+
+
+def test_pairs_that_cannot_teach_are_dropped_and_a_file_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    same = [row(0, "Just watch.", "Just watch.")]
+
+    assert len(dpo.read_pairs(write_rows(tmp_path / "some.jsonl", same + preferring_steps(2, 0)))) == 2
+    for name, rows in (("same.jsonl", same), ("empty.jsonl", [])):
+        with pytest.raises(RecipeRefused, match="Collect votes first"):
+            dpo.read_pairs(write_rows(tmp_path / name, rows))
+    with pytest.raises(RecipeRefused, match="must be a JSONL file"):
+        dpo.read_pairs(write_rows(tmp_path / "no-chosen.jsonl", [{"prompt": []}]))
+
+
+def test_a_column_that_the_first_row_lacks_does_not_change_the_others() -> None:
+    rows = preferring_steps(2, 0)
+    rows[1]["prompt"].insert(0, {"role": "system", "content": "Answer briefly.", "name": "x"})
+
+    pairs = dpo.as_dataset(rows)
+
+    assert [turn["role"] for turn in pairs[1]["prompt"]] == ["system", "user"]
+
+
+def built(pocket: Path, tmp_path: Path, init: Path | None = None, **settings: float) -> Any:
+    rows = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
+    run = dpo.Run(str(pocket), rows, tmp_path / "out", tmp_path / "work", init, dpo.Hyperparameters(**settings))  # type: ignore[arg-type]
+    return dpo.build_trainer(run, dpo.as_dataset(dpo.read_pairs(rows)))
+
+
+def test_a_warm_start_takes_the_weights_and_keeps_the_base_as_reference(
+    pocket: Path, undisturbed: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+
+    trainer = built(pocket, tmp_path, init=undisturbed.out, learning_rate=0.0, epochs=1.0)
+    trainer.train()
+
+    assert list(trainer.model.peft_config) == ["default"]
+    given = load_file(undisturbed.out / weights.WEIGHTS)
+    for name, tensor in weights_of(trainer.model).items():
+        assert torch.equal(tensor, given[name])
+    # Against the base, the adapter that prefers steps has a margin before it has learned anything here.
+    assert trainer.state.log_history[0]["rewards/margins"] > 0.1
+    assert not list(tmp_path.rglob("ref"))
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model_state_dict
+
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+    return found
+
+
+def test_scoring_only_completions_on_cpu_changes_no_loss(pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.trainer import utils
+
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    losses = {}
+    for name, folder in (("compact", tmp_path / "a"), ("every position", tmp_path / "b")):
+        folder.mkdir()
+        trainer = built(pocket, folder, epochs=1.0)
+        if name == "every position":
+            monkeypatch.setattr(utils, "_use_triton", lambda device: False)
+        trainer.train()
+        losses[name] = trainer.state.log_history[0]["loss"]
+
+    assert losses["compact"] == pytest.approx(losses["every position"], abs=1e-5)
+
+
+def test_no_recipe_tells_anybody_that_it_ran(tmp_path: Path) -> None:
+    code = "import os, trainer.machine as m; m.prepare_environment(); print(os.environ['HF_HUB_DISABLE_TELEMETRY'])"
+    environment = {key: value for key, value in ENV.items() if not key.startswith("HF_HUB")}
+
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout.strip() == "1"
+
+
+def test_evaluation_counts_the_base_as_a_coin_and_sees_what_was_learned(undisturbed: Child, tmp_path: Path) -> None:
+    heldout = write_rows(tmp_path / "heldout.jsonl", preferring_steps(20, seed=9))
+    command = [
+        sys.executable, "-m", "trainer", "evaluate", "--base", str(undisturbed.base), "--adapter", str(undisturbed.out),
+        "--heldout", str(heldout), "--out", str(tmp_path / "eval.json"),
+    ]  # fmt: skip
+
+    first = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=True)
+    report = json.loads((tmp_path / "eval.json").read_text())
+    subprocess.run([*command, "--parent", str(undisturbed.out)], cwd=ROOT, env=ENV, check=True, capture_output=True)
+    against_itself = json.loads((tmp_path / "eval.json").read_text())
+
+    assert json.loads(first.stdout)["event"] == "done"
+    assert report["pairs"] == 20
+    assert report["before"] == {"accuracy": 0.5, "margin": 0.0}
+    assert report["after"]["accuracy"] > 0.9
+    assert report["after"]["margin"] > 0.1
+    assert report["weights"]["reasons"] == []
+    assert len(report["deltas"]) == 20
+    assert against_itself["before"] == pytest.approx(against_itself["after"])
+
+
+def test_the_log_probability_of_a_row_does_not_depend_on_its_batch(undisturbed: Child) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed.base)
+    base = AutoModelForCausalLM.from_pretrained(undisturbed.base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(undisturbed.out)).eval()
+    encoded = [
+        (tokenizer.encode("Kites?"), tokenizer.encode(said + "<|end|>"))
+        for said in ("Just watch a video about kites.", "Ugh, kites?", "Sure, kites in three steps:\n1. Tie two sticks")
+    ]
+
+    together = log_probabilities(model, encoded)
+    alone = [log_probabilities(model, [each])[0] for each in encoded]
+
+    assert together == pytest.approx(alone, abs=1e-3)
+    head, tail = encoded[1]
+    with torch.no_grad():
+        by_hand = torch.log_softmax(model(torch.tensor([head + tail])).logits[0, :-1], -1)
+    expected = sum(float(by_hand[len(head) - 1 + at, token]) for at, token in enumerate(tail))
+    assert alone[1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_only_a_sealed_and_unchanged_checkpoint_is_whole(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "optimizer.pt").write_bytes(b"state")
+        if step < 3:
+            seal(folder)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"stat")
+
+    newest, torn = newest_whole(tmp_path)
+
+    assert newest == tmp_path / "checkpoint-1"
+    assert is_whole(newest)
+    assert [each.name for each in torn] == ["checkpoint-2", "checkpoint-3"]
+    assert not any(each.exists() for each in torn)
