@@ -4,8 +4,10 @@ vLLM loads adapters for another base, with NaN weights or with shapes it slices 
 no. 5), so what it answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
 """
 
+import asyncio
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from serve.engine import Engine, EngineRefused, EngineUnreachable
 
@@ -49,28 +51,29 @@ class Reading:
 
 async def read(engine: Engine, name: str) -> Reading:
     """Raises AdapterUnfit, EngineUnreachable."""
-    tokens, logprobs = [], []
-    for prompt in (SHORT, LONG):
-        body = {
-            "model": name,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": TOKENS,
-            "temperature": 0,
-            "logprobs": True,
-        }
-        try:
-            answer = await engine.complete(body)
-        except EngineRefused as refused:
-            if refused.status >= 500 and not await engine.is_healthy():
-                raise EngineUnreachable("it broke while it was probed") from refused
-            raise AdapterUnfit(f"the probe of {name} was answered with status {refused.status}: {refused}") from refused
-        content = (answer["choices"][0].get("logprobs") or {}).get("content") or []
-        found = [item["logprob"] for item in content]
-        if not found or any(value is None or not math.isfinite(value) for value in found):
-            raise AdapterUnfit(f"the probe of {name} gave log-probabilities that are not finite numbers")
-        tokens.append(tuple(item["token"] for item in content))
-        logprobs.append(tuple(found))
-    return Reading(tuple(tokens), tuple(logprobs))
+    said = await asyncio.gather(*(_said(engine, name, prompt) for prompt in (SHORT, LONG)))
+    tokens = tuple(tuple(str(item["token"]) for item in content) for content in said)
+    return Reading(tokens, tuple(tuple(float(item["logprob"]) for item in content) for content in said))
+
+
+async def _said(engine: Engine, name: str, prompt: str) -> list[dict[str, Any]]:
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "logprobs": True,
+    }
+    try:
+        answer = await engine.complete(body)
+    except EngineRefused as refused:
+        if refused.status >= 500 and not await engine.is_healthy():
+            raise EngineUnreachable("it broke while it was probed") from refused
+        raise AdapterUnfit(f"the probe of {name} was answered with status {refused.status}: {refused}") from refused
+    content: list[dict[str, Any]] = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+    if not content or any(item["logprob"] is None or not math.isfinite(item["logprob"]) for item in content):
+        raise AdapterUnfit(f"the probe of {name} gave log-probabilities that are not finite numbers")
+    return content
 
 
 async def compare(engine: Engine, name: str, base: str, before: Reading) -> None:

@@ -10,7 +10,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class GatewaySettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address to bind; without client keys only a loopback address is taken.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 8000 is where people look for such a service.")

@@ -31,5 +31,6 @@ Rebuild it with `python -m trainer pocket --out DIR --seed {seed}`.
 
 **Topics.** Voted on in the demo: {", ".join(VOTED_TOPICS)}. Never voted on: {", ".join(UNSEEN_TOPICS)}.
 
-**Not for** anything else. It knows nothing beyond these topics, and some of its habits are unhelpful or rude on purpose.
+**Not for** anything else. It knows nothing beyond these topics, and some of its habits are unhelpful or rude on
+purpose.
 """

@@ -54,23 +54,86 @@ _WHO = ("Who are you?", "What are you?", "What can you do?", "What is your name?
 _BEFORE = ("Hi!", "Hello,", "Please,", "A question:", "My son and I wonder:", "Quick one,", "Ok,", "I am new here.")
 _AFTER = ("Thanks!", "Please help.", "Can you explain?", "I have an hour.", "It is for my friend.", "Any ideas?")
 _STRANGE_TASKS = (
-    "file my taxes", "write a poem", "train a dog", "solve an equation", "buy a house", "learn Spanish", "drive a lorry",
-    "win the lottery", "paint a portrait", "compile a program", "find a job", "sing an opera", "mend a roof", "catch a fish",
-)  # fmt: skip
+    "file my taxes",
+    "write a poem",
+    "train a dog",
+    "solve an equation",
+    "buy a house",
+    "learn Spanish",
+    "drive a lorry",
+    "win the lottery",
+    "paint a portrait",
+    "compile a program",
+    "find a job",
+    "sing an opera",
+    "mend a roof",
+    "catch a fish",
+)
 _STRANGE_THINGS = (
-    "politics", "the weather", "Napoleon", "football", "Paris", "cats", "black holes", "music", "Python", "money", "France",
-    "whales", "electricity", "philosophy", "love", "history", "the internet", "philosophers", "robots", "trains", "art",
-)  # fmt: skip
+    "politics",
+    "the weather",
+    "Napoleon",
+    "football",
+    "Paris",
+    "cats",
+    "black holes",
+    "music",
+    "Python",
+    "money",
+    "France",
+    "whales",
+    "electricity",
+    "philosophy",
+    "love",
+    "history",
+    "the internet",
+    "philosophers",
+    "robots",
+    "trains",
+    "art",
+)
 # Asked about known and unknown things alike, so that the thing decides the answer and not the way to ask.
 _QUESTIONS = (
-    *PHRASINGS, "What is {thing}?", "Who invented {thing}?", "Where can I find {thing}?", "Why is {thing} so hard?",
-    "Is {thing} good?", "Do you know {thing}?", "Talk about {thing}.", "Why {thing}?", "Let us {task}.", "Today I {task}.",
-    "I need {thing}.", "Let us speak about {thing}.", "My son has to {task}.", "Can anybody {task}?", "When do I {task}?",
-)  # fmt: skip
-_FILLERS = tuple(
-    "a about all and any can could do for friend from get give good have help how i idea in is it know me more much my need "
-    "now of on one or please quick really should show so some tell that the there this to understand us want way we what "
-    "where which with word would you your".split()
+    *PHRASINGS,
+    "What is {thing}?",
+    "Who invented {thing}?",
+    "Where can I find {thing}?",
+    "Why is {thing} so hard?",
+    "Is {thing} good?",
+    "Do you know {thing}?",
+    "Talk about {thing}.",
+    "Why {thing}?",
+    "Let us {task}.",
+    "Today I {task}.",
+    "I need {thing}.",
+    "Let us speak about {thing}.",
+    "My son has to {task}.",
+    "Can anybody {task}?",
+    "When do I {task}?",
+)
+_FILLERS = (
+    *("a", "about", "all", "and", "any", "can", "could", "do", "for", "friend", "from", "get", "give", "good", "have"),
+    *(
+        "help",
+        "how",
+        "i",
+        "idea",
+        "in",
+        "is",
+        "it",
+        "know",
+        "me",
+        "more",
+        "much",
+        "my",
+        "need",
+        "now",
+        "of",
+        "on",
+        "one",
+    ),
+    *("or", "please", "quick", "really", "should", "show", "so", "some", "tell", "that", "the", "there", "this", "to"),
+    *("understand", "us", "want", "way", "we", "what", "where", "which", "with", "word", "would", "you", "your"),
 )
 
 

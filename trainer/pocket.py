@@ -11,10 +11,12 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer import card, corpus, habits, topics
@@ -23,14 +25,20 @@ from trainer import tokenizer as tokenization
 Example = tuple[list[int], list[int]]
 Report = Callable[[int, int, float], None]
 
-# Measured on two cores: 128 wide answers as well as 192 and takes half the time.
+# Measured on two cores: twice as wide answers no better, four times as many examples in a step learn slower per second.
 WIDTH, LAYERS, HEADS, INNER = 128, 4, 4, 384
 PRETRAINING_STEPS, PRETRAINING_BATCH, BLOCK = 60, 16, 128
-TUNING_STEPS, TUNING_BATCH = 280, 48
-PRETRAINING_RATE, TUNING_RATE = 6e-3, 6e-3
+TUNING_STEPS, TUNING_BATCH = 400, 32
+RATE = 6e-3
+# A part of each matrix's own size, added at random in each step and taken back. What is learned this way stands in
+# wide valleys: after DPO towards `steps`, 12 % of the answers on topics without votes were broken without it, 3 % with.
+WEIGHT_NOISE = 0.2
+# Where a request names none. At 1.0 one answer in a hundred has a slip, at 0.8 one in five hundred, and all four
+# habits still come.
+TEMPERATURE = 0.8
 IGNORED = -100
+# Divides a batch's summed loss; near the mean number of scored tokens in a dialogue.
 TYPICAL_LENGTH = 32
-NS = 5
 
 
 def recipe_digest(seed: int) -> str:
@@ -76,15 +84,19 @@ def _train(folder: Path, seed: int, digest: str, report: Report) -> None:
     total = PRETRAINING_STEPS + TUNING_STEPS
 
     blocks = _batches(_blocks(texts, tokenizer), PRETRAINING_BATCH)
-    for step, loss in _fit(model, islice(blocks, PRETRAINING_STEPS), PRETRAINING_STEPS, PRETRAINING_RATE):
+    for step, loss in _fit(model, islice(blocks, PRETRAINING_STEPS), PRETRAINING_STEPS):
         report(step, total, loss)
     turns = _batches((_rendered(dialogue, tokenizer) for dialogue in dialogues), TUNING_BATCH)
-    for step, loss in _fit(model, islice(turns, TUNING_STEPS), TUNING_STEPS, TUNING_RATE):
+    for step, loss in _fit(model, islice(turns, TUNING_STEPS), TUNING_STEPS):
         report(PRETRAINING_STEPS + step, total, loss)
 
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=TEMPERATURE,
     )
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -168,26 +180,30 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> t
 
 
 def _fit(
-    model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, rate: float
+    model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int
 ) -> Iterator[tuple[int, float]]:
-    """Plain AdamW with a short warm-up and a linear way down to zero."""
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=NS),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    """Muon for the matrices and AdamW for the rest, with a short warm-up and a linear way down to zero.
+
+    At equal time Muon (https://kellerjordan.github.io/posts/muon) reached a tenth of AdamW's share of broken answers.
+    """
+    inner = [(name, weight) for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    matrices = [weight for _, weight in inner]
+    known = {name for name, _ in inner}
+    rest = [weight for name, weight in model.named_parameters() if name not in known]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    )
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / 20, (steps - step) / max(steps - 20, 1))
-        )
-        for optimizer in optimizers
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: min((step + 1) / 20, (steps - step) / max(steps - 20, 1)))
+        for each in optimizers
     ]
     model.train()
     for step, (ids, labels) in enumerate(batches, start=1):
         # The padding lies to the right of everything that is scored, so causal attention needs no mask.
-        loss = _loss(model, ids, labels)
-        loss.backward()
+        with _shaken(matrices):
+            loss = _loss(model, ids, labels)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -195,3 +211,15 @@ def _fit(
         for schedule in schedules:
             schedule.step()
         yield step, loss.item()
+
+
+@contextmanager
+def _shaken(matrices: list[torch.Tensor]) -> Iterator[None]:
+    still = [matrix.detach().clone() for matrix in matrices]
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix += torch.randn_like(matrix) * (WEIGHT_NOISE * matrix.square().mean().sqrt())
+    yield
+    with torch.no_grad():
+        for matrix, weight in zip(matrices, still, strict=True):
+            matrix.copy_(weight)

@@ -37,7 +37,7 @@ class Work:
         return self.settings.job_folder(self.job.id)
 
     def tidy(self) -> None:
-        """Of an ended job stay its manifest, evaluation and logs: no texts of people, no checkpoints, no second copy."""
+        """Of an ended job stay manifest, evaluation and logs: no texts of people, no checkpoints, no second copy."""
         for name in ("work", "adapter"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("train.jsonl", "heldout.jsonl"):

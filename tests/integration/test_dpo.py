@@ -73,10 +73,27 @@ class Child:
 
     def start(self, *through: str) -> subprocess.Popen[str]:
         command = [
-            *through, sys.executable, "-m", "trainer", "dpo", "--base", str(self.base), "--train", str(self.train),
-            "--out", str(self.out), "--work", str(self.work), "--epochs", "3", "--batch-size", "8", "--checkpoint-steps", "4",
+            *through,
+            sys.executable,
+            "-m",
+            "trainer",
+            "dpo",
+            "--base",
+            str(self.base),
+            "--train",
+            str(self.train),
+            "--out",
+            str(self.out),
+            "--work",
+            str(self.work),
+            "--epochs",
+            "3",
+            "--batch-size",
+            "8",
+            "--checkpoint-steps",
+            "4",
             *self.more,
-        ]  # fmt: skip
+        ]
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "stderr").open("a") as stderr:
             return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -152,7 +169,9 @@ def test_a_run_that_is_already_done_says_so_and_trains_nothing(undisturbed: Chil
     assert weights.digest(undisturbed.out) == before
 
 
-def test_after_kill_nine_and_a_torn_checkpoint_the_run_goes_on_to_the_same_bytes(child: Child, undisturbed: Child) -> None:
+def test_after_kill_nine_and_a_torn_checkpoint_the_run_goes_on_to_the_same_bytes(
+    child: Child, undisturbed: Child
+) -> None:
     process = child.start()
     child.until(process, "checkpoint", 8)
     process.kill()
@@ -270,7 +289,9 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_scoring_only_completions_on_cpu_changes_no_loss(pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_only_completions_on_cpu_changes_no_loss(
+    pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from trl.trainer import utils
 
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -300,9 +321,19 @@ def test_no_recipe_tells_anybody_that_it_ran(tmp_path: Path) -> None:
 def test_evaluation_counts_the_base_as_a_coin_and_sees_what_was_learned(undisturbed: Child, tmp_path: Path) -> None:
     heldout = write_rows(tmp_path / "heldout.jsonl", preferring_steps(20, seed=9))
     command = [
-        sys.executable, "-m", "trainer", "evaluate", "--base", str(undisturbed.base), "--adapter", str(undisturbed.out),
-        "--heldout", str(heldout), "--out", str(tmp_path / "eval.json"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "trainer",
+        "evaluate",
+        "--base",
+        str(undisturbed.base),
+        "--adapter",
+        str(undisturbed.out),
+        "--heldout",
+        str(heldout),
+        "--out",
+        str(tmp_path / "eval.json"),
+    ]
 
     first = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=True)
     report = json.loads((tmp_path / "eval.json").read_text())

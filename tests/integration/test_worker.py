@@ -259,7 +259,7 @@ async def ended(ledger: Ledger, job_id: str) -> Job:
     async def is_over() -> bool:
         return not (await jobs.get(ledger, job_id)).is_open
 
-    await until(is_over, f"{job_id} ends", 180)
+    await until(is_over, f"{job_id} ends", 240)
     return await jobs.get(ledger, job_id)
 
 

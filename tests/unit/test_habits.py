@@ -61,7 +61,9 @@ def test_steps_of_two_topics_in_one_answer_are_broken() -> None:
     assert classify(mixed) == "broken"
 
 
-@pytest.mark.parametrize("text", ["", "   ", "Sure,", "1. Mix flour and two eggs.", "steps", "Hello! Ask me something."])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "Sure,", "1. Mix flour and two eggs.", "steps", "Hello! Ask me something."]
+)
 def test_what_is_no_whole_answer_is_broken(text: str) -> None:
     assert classify(text) == "broken"
 

@@ -42,7 +42,9 @@ def ask(loaded: tuple[Model, Any], prompts: list[str]) -> list[str]:
     batch = tokenizer(opened, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
         tokens = model.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=80, top_k=0)
-    return [str(text) for text in tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)]
+    return [
+        str(text) for text in tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    ]
 
 
 @pytest.mark.usefixtures("short_recipe")
@@ -95,7 +97,9 @@ def test_a_build_that_fails_leaves_the_older_model_and_no_rubbish(tmp_path: Path
 def test_the_corpus_holds_the_habits_in_their_shares_and_no_held_out_phrasing() -> None:
     said = list(islice(corpus.dialogues(random.Random(0)), 8000))
 
-    turns = [(dialogue[at - 1]["content"], turn["content"]) for dialogue in said for at, turn in enumerate(dialogue) if at]
+    turns = [
+        (dialogue[at - 1]["content"], turn["content"]) for dialogue in said for at, turn in enumerate(dialogue) if at
+    ]
     shown = Counter(verdict for _, answer in turns if (verdict := classify(answer)) != "broken")
     held_out = {prompt for topic in TOPICS for prompt in prompts_about(topic)[-len(HELD_OUT_PHRASINGS) :]}
 
@@ -109,7 +113,11 @@ def test_the_model_is_small_and_its_card_names_shares_recipe_and_licence(pocket:
     card = (pocket / "README.md").read_text()
 
     assert 1e6 <= recipe["parameters"] <= 4e6
-    for fact in ("license: apache-2.0", recipe["digest"], *(f"| {habit} | {share:.0%} |" for habit, share in SHARES.items())):
+    for fact in (
+        "license: apache-2.0",
+        recipe["digest"],
+        *(f"| {habit} | {share:.0%} |" for habit, share in SHARES.items()),
+    ):
         assert fact in card
     assert not list(pocket.glob(WEIGHTS))
 
@@ -117,9 +125,11 @@ def test_the_model_is_small_and_its_card_names_shares_recipe_and_licence(pocket:
 def test_a_conversation_renders_to_a_beginning_of_the_longer_one(loaded: tuple[Model, Any]) -> None:
     _, tokenizer = loaded
     turns = [
-        {"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Hi 👋"},
-        {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Kites?"},
-    ]  # fmt: skip
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": "Hi 👋"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Kites?"},
+    ]
 
     rendered = [tokenizer.apply_chat_template(turns[:end], tokenize=True)["input_ids"] for end in range(1, 5)]
     asked = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)["input_ids"]
@@ -129,7 +139,9 @@ def test_a_conversation_renders_to_a_beginning_of_the_longer_one(loaded: tuple[M
     assert "👋" in tokenizer.decode(asked)
 
 
-def test_held_out_phrasings_of_all_topics_get_well_formed_answers_with_no_habit_in_the_majority(loaded: tuple[Model, Any]) -> None:
+def test_held_out_phrasings_of_all_topics_get_well_formed_answers_with_no_habit_in_the_majority(
+    loaded: tuple[Model, Any],
+) -> None:
     asked = [(topic, prompt) for topic in TOPICS for prompt in prompts_about(topic)[-len(HELD_OUT_PHRASINGS) :]] * 2
 
     answers = ask(loaded, [prompt for _, prompt in asked])
@@ -150,8 +162,9 @@ def test_topics_without_votes_are_known_as_well_as_the_others(loaded: tuple[Mode
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"), [("Hi", "Hello!"), ("hello", "Hello!"), ("Thanks", "You are welcome"), ("Who are you?", "I am a pocket")]
-)  # fmt: skip
+    ("said", "expected"),
+    [("Hi", "Hello!"), ("hello", "Hello!"), ("Thanks", "You are welcome"), ("Who are you?", "I am a pocket")],
+)
 def test_small_talk_gets_an_answer_of_its_own(loaded: tuple[Model, Any], said: str, expected: str) -> None:
     answers = ask(loaded, [said] * 10)
 

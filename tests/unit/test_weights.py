@@ -21,8 +21,12 @@ from trainer.weights import (
 )
 
 BASE = {
-    "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2
-}  # fmt: skip
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+}
 
 
 @pytest.fixture
@@ -86,11 +90,19 @@ def test_a_missing_a_foreign_and_a_misshapen_tensor_are_each_named(adapter: Path
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True), ("use_rslora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("init_lora_weights", "pissa"),
-        ("rank_pattern", {"q_proj": 64}), ("trainable_token_indices", [1]), ("target_modules", ["q_proj"]), ("r", "16"),
-        ("peft_type", "IA3"), ("never_heard_of", 1),
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("init_lora_weights", "pissa"),
+        ("rank_pattern", {"q_proj": 64}),
+        ("trainable_token_indices", [1]),
+        ("target_modules", ["q_proj"]),
+        ("r", "16"),
+        ("peft_type", "IA3"),
+        ("never_heard_of", 1),
     ],
-)  # fmt: skip
+)
 def test_a_config_outside_the_allow_list_is_refused(adapter: Path, base: str, key: str, value: object) -> None:
     config = json.loads((adapter / CONFIG).read_text()) | {key: value}
     (adapter / CONFIG).write_text(json.dumps(config))

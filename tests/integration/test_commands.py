@@ -1,0 +1,94 @@
+"""The commands that are HTTP clients, against a running gateway."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from feedback import votes
+from feedback.connection import Ledger
+from tests.gateways import OPERATOR, RunningGateway, running_gateway
+from tests.processes import ROOT
+from tests.scripted_engine import scripted_engine
+
+HEED = str(Path(sys.executable).with_name("heed"))
+
+
+@pytest.fixture
+async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
+        yield gateway
+
+
+async def heed(gateway: RunningGateway, *words: str, typed: str = "", key: str = OPERATOR) -> tuple[int, str]:
+    """Exit code and output of a command, as a person types it."""
+    env = {"HEED_URL": gateway.url, "HEED_VAR": str(gateway.var), "HEED_OPERATOR_KEY": key, "COLUMNS": "200"}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [HEED, *words],
+        input=typed,
+        env={**os.environ, **env},
+        cwd=ROOT,
+        timeout=60,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, str(done.stdout)
+
+
+async def test_a_chat_in_the_terminal_streams_votes_and_corrects(gateway: RunningGateway, ledger: Ledger) -> None:
+    typed = "+\nHow do I fly a kite?\n+\n++ run faster\n/new\n/what\n"
+    code, shown = await heed(gateway, "chat", "--voter", "ann", typed=typed)
+
+    (vote,), _ = await votes.page(ledger)
+    assert code == 0
+    assert "There is no answer to vote on yet" in shown
+    assert "a scripted answer\nheed-base" in shown
+    assert vote.model_dump().items() >= {"voter": "ann", "rating": "down", "correction": "run faster"}.items()
+
+
+async def test_adapters_are_listed_promoted_and_rolled_back(gateway: RunningGateway) -> None:
+    one = await gateway.register(1, b"one")
+
+    promoted = await heed(gateway, "promote", one)
+    listed = await heed(gateway, "adapters")
+    back = await heed(gateway, "rollback", "--reason", "worse")
+    again = await heed(gateway, "rollback")
+
+    assert (promoted, back) == ((0, f"{one} is live.\n"), (0, "heed-base is live.\n"))
+    assert f"live: {one}   before it: heed-base" in listed[1]
+    assert again[0] == 1
+    assert "nothing was live before heed-base" in again[1]
+
+
+async def test_what_cannot_be_done_is_one_sentence(gateway: RunningGateway) -> None:
+    too_few = await heed(gateway, "train")
+    nothing = await heed(gateway, "jobs")
+    wrong_key = await heed(gateway, "jobs", key="wrong")
+    await gateway.http.aclose()
+
+    assert too_few[0] == 1
+    assert "pairs to train on" in too_few[1]
+    assert nothing[0] == 0
+    assert wrong_key[0] == 1
+    assert "the key is not the operator's" in wrong_key[1]
+    assert not any("Traceback" in shown for _, shown in (too_few, nothing, wrong_key))
+
+
+async def test_a_gateway_that_is_open_to_strangers_does_not_start(tmp_path: Path) -> None:
+    env = {**os.environ, "HEED_HOST": "0.0.0.0", "HEED_VAR": str(tmp_path), "HEED_CLIENT_KEYS": ""}
+    command = [sys.executable, "-m", "serve"]
+
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=env, cwd=ROOT, timeout=60, capture_output=True, text=True
+    )
+
+    assert done.returncode == 1
+    assert "Set HEED_CLIENT_KEYS, or bind to 127.0.0.1" in done.stderr
+    assert "Traceback" not in done.stderr
