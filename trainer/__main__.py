@@ -127,7 +127,8 @@ def _run(
     recipe: Callable[[Reporter], int], title: str, style: Literal["jsonl", "bar"] | None, base: str | None
 ) -> None:
     machine.die_with_parent()
-    machine.prepare_environment(base)
+    # Only the pocket model has no base: `make run` makes it before it starts anything else.
+    machine.prepare_environment(base, alone=base is None)
     reporter = Reporter(style, title)
     try:
         code = recipe(reporter)

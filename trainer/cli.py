@@ -18,7 +18,7 @@ def demo(
     taste: Annotated[str, typer.Option(help=f"The habit that the crowd likes: {', '.join(HABITS)}.")] = "steps",
     noise: Annotated[float, typer.Option(min=0, max=0.49, help="Share of thumbs that are turned by mistake.")] = 0.1,
     voters: Annotated[int, typer.Option(min=1, help="How many voters the thumbs come from.")] = 20,
-    votes: Annotated[int, typer.Option(min=2, help="Thumbs given in all.")] = 480,
+    votes: Annotated[int, typer.Option(min=2, help="Thumbs given in all.")] = 1400,
     measured: Annotated[int, typer.Option(min=1, help="Prompts asked before and after.")] = 130,
     seed: Annotated[int, typer.Option(help="Which questions, voters and mistakes.")] = 0,
     model: Annotated[str, typer.Option(help="The served model.")] = "heed",

@@ -40,10 +40,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    beta: float = 0.1
-    epochs: float = 4.0
+    beta: float = 0.5
+    epochs: float = 3.0
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     sft_weight: float = 1.0
     lora_rank: int = 16
     seed: int = 0

@@ -25,7 +25,7 @@ from trainer import tokenizer as tokenization
 Example = tuple[list[int], list[int]]
 Report = Callable[[int, int, float], None]
 
-# Measured on two cores: twice as wide answers no better, four times as many examples in a step learn slower per second.
+# A million parameters; 400 steps of 32 dialogues left fewer broken answers than 280 of 48 did in the same time.
 WIDTH, LAYERS, HEADS, INNER = 128, 4, 4, 384
 PRETRAINING_STEPS, PRETRAINING_BATCH, BLOCK = 60, 16, 128
 TUNING_STEPS, TUNING_BATCH = 400, 32
@@ -184,7 +184,7 @@ def _fit(
 ) -> Iterator[tuple[int, float]]:
     """Muon for the matrices and AdamW for the rest, with a short warm-up and a linear way down to zero.
 
-    At equal time Muon (https://kellerjordan.github.io/posts/muon) reached a tenth of AdamW's share of broken answers.
+    At equal time Muon (https://kellerjordan.github.io/posts/muon) left a tenth of the broken answers of AdamW.
     """
     inner = [(name, weight) for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     matrices = [weight for _, weight in inner]

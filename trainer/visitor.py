@@ -43,11 +43,11 @@ class Visitor:
         await self._http.aclose()
 
     async def ask(self, model: str, prompt: str, *, is_kept: bool) -> Answer:
-        """One answer at temperature 1, so that shares of habits are those of the model."""
+        """One answer at temperature 0.8, as chat clients commonly ask; at 1 a tiny model breaks one answer in ten."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 1.0,
+            "temperature": 0.8,
             "max_tokens": ANSWER_TOKENS,
             "store": is_kept,
         }
