@@ -111,8 +111,9 @@ class Child:
         raise AssertionError((self.folder / "stderr").read_text()[-2000:])
 
     def finish(self, process: subprocess.Popen[str]) -> int:
-        list(self.read(process))
-        return process.wait(timeout=120)
+        with process:  # closes its pipe
+            list(self.read(process))
+            return process.wait(timeout=120)
 
     def run(self) -> int:
         self.events.clear()
@@ -174,8 +175,8 @@ def test_after_kill_nine_and_a_torn_checkpoint_the_run_goes_on_to_the_same_bytes
 ) -> None:
     process = child.start()
     child.until(process, "checkpoint", 8)
-    process.kill()
-    process.wait()
+    with process:
+        process.kill()
     assert not child.out.exists()
     optimizer = child.work / "checkpoint-8" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
@@ -223,8 +224,8 @@ def test_a_run_ends_when_the_process_that_started_it_is_killed(child: Child) -> 
     child.until(shell, "step", 1)
     (run,) = psutil.Process(shell.pid).children()
 
-    shell.kill()
-    shell.wait()
+    with shell:
+        shell.kill()
 
     wait_for(lambda: not run.is_running(), "the run ends with its parent", deadline_s=60)
     assert not child.out.exists()
