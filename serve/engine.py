@@ -1,6 +1,6 @@
 """One vLLM, seen from the gateway: ask it, and tell it which adapters to hold.
 
-aiohttp and not httpx: per request httpx costs six times as much (facts/gateway.md), and closing an unread aiohttp
+aiohttp and not httpx: per request httpx costs six times as much, and closing an unread aiohttp
 response closes the connection, on which vLLM aborts the request.
 """
 
@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 
 CONTROL_TIMEOUT_S = 60
-"""Loading an adapter waits for the engine's loop; on a busy CPU that was seconds (facts/vllm.md §1)."""
+"""Loading an adapter waits for the engine's loop; on a busy CPU that was seconds."""
 
 CONNECT_TIMEOUT_S = 5
 

@@ -4,8 +4,7 @@
 loaded, unload the rest when nobody is being answered by it. The same loop gives a restarted vLLM its adapters back
 before it gets traffic, and finds everything in place after a restart of the gateway.
 
-Never `load_inplace`, never one name for two sets of weights: vLLM would answer from a stale cache (facts/vllm.md no. 3
-and 4).
+Never `load_inplace`, never one name for two sets of weights: vLLM would answer from a stale cache (vLLM #42125, #33791).
 """
 
 import asyncio

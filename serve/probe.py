@@ -1,7 +1,6 @@
 """Is an adapter fit for traffic? Asked of the engine that shall serve it, before it does.
 
-vLLM loads adapters for another base, with NaN weights or with shapes it slices to fit, and says 200 (facts/vllm.md
-no. 5), so what it answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
+vLLM loads adapters for another base, with NaN weights or with shapes it slices to fit, and says 200, so what it answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ SAME = 1e-4
 
 DRIFT = 0.5
 """How far the base may move between two probes. A zero adapter in a mixed batch moved by 0.008, bf16 moves more, and
-an answer with another adapter's weights moved by 0.53 (facts/vllm.md no. 7)."""
+an answer with another adapter's weights moved by 0.53 (vLLM #48421)."""
 
 
 class AdapterUnfit(Exception):

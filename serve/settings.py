@@ -21,7 +21,7 @@ class GatewaySettings(BaseSettings):
     base_adapter: str = Field(
         "",
         description="Zero adapter that stands for the base model. Empty: vLLM serves the base by the name NAME-base. "
-        "On CPU it is needed, for vLLM there answers base requests with an adapter (facts/vllm.md no. 7).",
+        "On CPU it is needed, for vLLM there answers base requests with an adapter (vLLM #48421).",
     )
     operator_key: str = Field(
         "", description="Key of the operator; empty: read from var/operator.key, made if missing."

@@ -49,7 +49,7 @@ class Transcript:
         if "error" in data:
             self.failure = str((data["error"] or {}).get("message") or "no reason was given")
         elif any(choice.get("finish_reason") == "abort" for choice in data["choices"]):
-            # vLLM ends a paused or sleeping engine's answers as if they were whole (facts/vllm.md §3).
+            # vLLM ends a paused or sleeping engine's answers as if they were whole.
             self.failure = "the engine aborted the answer"
         else:
             return bool(data["choices"]) or self._wants_usage
