@@ -4,7 +4,8 @@
 loaded, unload the rest when nobody is being answered by it. The same loop gives a restarted vLLM its adapters back
 before it gets traffic, and finds everything in place after a restart of the gateway.
 
-Never `load_inplace`, never one name for two sets of weights: vLLM would answer from a stale cache (vLLM #42125, #33791).
+Never `load_inplace`, never one name for two sets of weights: vLLM would answer from a stale cache
+(vLLM #42125, #33791).
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Is an adapter fit for traffic? Asked of the engine that shall serve it, before it does.
 
-vLLM loads adapters for another base, with NaN weights or with shapes it slices to fit, and says 200, so what it answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
+vLLM loads adapters for another base, with NaN weights or with shapes it slices to fit, and says 200, so what it
+answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Are an adapter's weights numbers? Looked at before vLLM is given them.
 
 On CPU one request on NaN weights leaves NaN in freed KV blocks, and from then on the base and every other adapter
-answer with NaN (facts/vllm.md no. 6; a probe did it here), so finding out by a probe is too late.
+answer with NaN (a probe did it on vLLM 0.32), so finding out by a probe is too late.
 
 No torch and no numpy here: a strided slice and `translate` run at the speed of C, 0.1 s for an adapter of 80 MB.
 """
