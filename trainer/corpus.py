@@ -51,8 +51,9 @@ _THANKS = (
 )
 _BYE = ("Bye", "Goodbye", "See you", "Good night")
 _WHO = ("Who are you?", "What are you?", "What can you do?", "What is your name?", "What do you know?", "Help")
-_BEFORE = ("Hi!", "Hello,", "Please,", "A question:", "My son and I wonder:", "Quick one,", "Ok,", "I am new here.")
-_AFTER = ("Thanks!", "Please help.", "Can you explain?", "I have an hour.", "It is for my friend.", "Any ideas?")
+# What people put before and after a question; the demo's crowd does too.
+BEFORE = ("Hi!", "Hello,", "Please,", "A question:", "My son and I wonder:", "Quick one,", "Ok,", "I am new here.")
+AFTER = ("Thanks!", "Please help.", "Can you explain?", "I have an hour.", "It is for my friend.", "Any ideas?")
 _STRANGE_TASKS = (
     "file my taxes",
     "write a poem",
@@ -211,9 +212,9 @@ def _things(rng: random.Random, count: int) -> list[str]:
 def _varied(rng: random.Random, text: str) -> str:
     """As people type it: with a word before or after, in small letters, without the last mark."""
     if rng.random() < 0.2:
-        text = f"{rng.choice(_BEFORE)} {text[0].lower() + text[1:] if rng.random() < 0.5 else text}"
+        text = f"{rng.choice(BEFORE)} {text[0].lower() + text[1:] if rng.random() < 0.5 else text}"
     if rng.random() < 0.2:
-        text = f"{text} {rng.choice(_AFTER)}"
+        text = f"{text} {rng.choice(AFTER)}"
     if rng.random() < 0.15:
         text = text.lower()
     if rng.random() < 0.15:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.corpus import AFTER, BEFORE
 from trainer.habits import VOTED_TOPICS, Habit, Verdict, prompts_about
 
 Rating = Literal["up", "down"]
@@ -42,22 +43,28 @@ class Crowd:
     def errands(self, votes: int, models: Sequence[str], skip: int = 0) -> list[Errand]:
         """`votes` errands, each question given to every model; `skip` questions were asked by crowds before.
 
-        The order of questions depends on the seed alone, so with a fitting `skip` two crowds do not vote on the same
-        prompts, where their thumbs would be paired with each other's.
+        The order of questions depends on the seed alone; how they are put depends on taste and `skip` too, so two
+        crowds hardly ever vote on one prompt, where the thumbs of one would be paired with those of the other.
         """
         asked = questions(VOTED_TOPICS)
         random.Random(self.seed).shuffle(asked)
         chance = random.Random(f"{self.seed} {self.taste} {skip}")
-        found = []
-        for number in range(votes):
-            question = asked[(skip + number // len(models)) % len(asked)]
-            voter = f"voter-{chance.randrange(self.voters):02}"
-            is_noisy = chance.random() < self.noise
-            found.append(Errand(question, models[number % len(models)], voter, is_noisy))
+        found: list[Errand] = []
+        while len(found) < votes:
+            question = _as_said(asked[(skip + len(found) // len(models)) % len(asked)], chance)
+            for model in models[: votes - len(found)]:
+                voter = f"voter-{chance.randrange(self.voters):02}"
+                found.append(Errand(question, model, voter, is_noisy=chance.random() < self.noise))
         return found
 
     def thumb(self, errand: Errand, shown: Verdict) -> Rating:
         return "up" if (shown == self.taste) != errand.is_noisy else "down"
+
+
+def _as_said(question: Question, chance: random.Random) -> Question:
+    """The question with a word before or after it, as people put it."""
+    before, after = chance.choice(("", *BEFORE)), chance.choice(("", *AFTER))
+    return Question(question.topic, f"{before} {question.prompt} {after}".strip())
 
 
 def questions(topics: Sequence[str]) -> list[Question]:

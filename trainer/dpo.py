@@ -43,7 +43,7 @@ class Hyperparameters:
     beta: float = 0.5
     epochs: float = 3.0
     batch_size: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     sft_weight: float = 1.0
     lora_rank: int = 16
     seed: int = 0

@@ -13,7 +13,7 @@ TINY_WIDTH = 512
 
 # The recipe's own defaults, found with the pocket model.
 TINY: Final[Hyperparameters] = {
-    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 5e-4, "sft_weight": 1.0, "lora_rank": 16
+    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 1.0, "lora_rank": 16
 }  # fmt: skip
 # TRL's LoRA rate for DPO (5e-6 in trl/scripts/dpo.py), one pass as over-optimisation begins within the first (Rafailov
 # 2406.02900), and Llama 3's likelihood term of 0.2.
