@@ -1,14 +1,15 @@
 """The ledger's invariants, verified.
 
 A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
-only what exists, no pair in two open jobs, no lease that cannot run out, one adapter for each succeeded job, and a
-live adapter that is on disk with the digest it was registered with.
+only what exists, counters of the report that are the sum over all prompts, no pair in two open jobs, no lease that
+cannot run out, one adapter for each succeeded job, and a live adapter that is on disk with the digest it was
+registered with.
 """
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
-from feedback import adapters, completions, jobs, pairs, votes
+from feedback import adapters, completions, jobs, pairs, report, votes
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown
 
@@ -16,7 +17,7 @@ from feedback.errors import AdapterUnknown
 async def violations(ledger: Ledger) -> AsyncIterator[str]:
     """Each broken invariant as a sentence. Unsettled prompts are settled first: they are work, not damage."""
     await pairs.settle(ledger)
-    for check in (_opinions, _pairs, _jobs, _adapters, _durability):
+    for check in (_opinions, _pairs, _report, _jobs, _adapters, _durability):
         async for broken in check(ledger):
             yield broken
 
@@ -49,6 +50,21 @@ async def _pairs(ledger: Ledger) -> AsyncIterator[str]:
             yield f"pair {pair_id} rests on {opinion_id}, which was withdrawn"
     for pair_id in set(await pairs.waiting(ledger)) - set(ids):
         yield f"pair {pair_id} waits for training but does not exist"
+
+
+async def _report(ledger: Ledger) -> AsyncIterator[str]:
+    prompts: set[str] = set()
+    ids = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    async for _, opinion in _each(ledger, ids):
+        prompts |= {opinion.prompt_hash} if opinion else set()
+    counted = report.total([(await pairs.read_prompt(ledger, prompt_hash)).part for prompt_hash in sorted(prompts)])
+    kept = await report.kept(ledger)
+    for name in sorted({*counted.counts, *kept.counts}):
+        if counted.counts.get(name, 0) != kept.counts.get(name, 0):
+            yield f"the counter {name!r} is {kept.counts.get(name, 0)} and counts {counted.counts.get(name, 0)}"
+    for voter in sorted({*counted.scores, *kept.scores}):
+        if counted.scores.get(voter) != kept.scores.get(voter):
+            yield f"the score of voter {voter!r} is {kept.scores.get(voter)} and counts {counted.scores.get(voter)}"
 
 
 async def _jobs(ledger: Ledger) -> AsyncIterator[str]:

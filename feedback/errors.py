@@ -4,6 +4,7 @@ FeedbackError
 ├── LedgerUnavailable
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
+├── VoterUnknown        VoterBanned        VotesTooFast
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 └── RecordConflict
@@ -13,9 +14,14 @@ FeedbackError
 class FeedbackError(Exception):
     """Something the ledger refuses, in words a client can act on."""
 
+    retry_after_s: float | None = None
+    """When the same request may succeed, where that is known."""
+
 
 class LedgerUnavailable(FeedbackError):
     """Redis did not answer, or would not write (a full disk, a replica, no memory)."""
+
+    retry_after_s = 1.0
 
 
 class CompletionUnknown(FeedbackError):
@@ -44,6 +50,22 @@ class PromptsDiffer(FeedbackError):
 
 class SameAnswer(FeedbackError):
     """A preference names the same answer twice."""
+
+
+class VoterUnknown(FeedbackError):
+    """Nobody of this name has voted."""
+
+
+class VoterBanned(FeedbackError):
+    """An operator takes no more votes from this voter."""
+
+
+class VotesTooFast(FeedbackError):
+    """More votes in a minute than one voter, or one key, may give."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class JobUnknown(FeedbackError):

@@ -26,6 +26,14 @@ adapter:ID:history         list    kept                   adapters              
 adapters                   zset    kept                   adapters                    adapters
 adapters:version           string  kept (a counter)       adapters.next_version       adapters
 serving, serving:past      hash, list  kept               adapters                    hot swap
+prompt:HASH:report         string  kept                   pairs.settle                pairs.settle
+report                     hash    kept (sums)            pairs.settle                stats, scores
+voters:scores              hash    kept (sums)            pairs.settle                voters
+voters:states              hash    kept                   voters                      votes, pairs.settle
+voter:NAME:prompts         set     kept                   votes                       voters
+voter:NAME:history         list    kept                   voters                      voters
+voter:NAME:pace            string  TTL, a minute at most  votes                       votes
+key:NAME:pace              string  TTL, a minute at most  votes                       votes
 """
 
 from dataclasses import dataclass
@@ -124,3 +132,30 @@ class Keys:
     @property
     def serving_past(self) -> str:
         return self._key("serving:past")
+
+    def prompt_report(self, prompt_hash: str) -> str:
+        return self._key(f"prompt:{prompt_hash}:report")
+
+    @property
+    def report(self) -> str:
+        return self._key("report")
+
+    @property
+    def voter_scores(self) -> str:
+        return self._key("voters:scores")
+
+    @property
+    def voter_states(self) -> str:
+        return self._key("voters:states")
+
+    def voter_prompts(self, voter: str) -> str:
+        return self._key(f"voter:{voter}:prompts")
+
+    def voter_history(self, voter: str) -> str:
+        return self._key(f"voter:{voter}:history")
+
+    def voter_pace(self, voter: str) -> str:
+        return self._key(f"voter:{voter}:pace")
+
+    def key_pace(self, key: str) -> str:
+        return self._key(f"key:{key}:pace")

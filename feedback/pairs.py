@@ -4,17 +4,19 @@ Rules, per prompt:
 - an explicit preference is a pair; contrary preferences between the same two answers go by majority, a draw is none;
 - a correction is a pair against the answer it corrects;
 - an answer with more ups than downs and one with more downs than ups are a pair, each answer in at most one such pair;
-- a lone thumb stays unpaired; answers with the same text never pair.
+- a lone thumb stays unpaired; answers with the same text never pair;
+- who is quarantined or banned (feedback/voters.py) is not heard.
 
 Voting only notes which prompts are unsettled; `settle` derives their pairs afterwards with the same code for one vote
 or a million, so a rule can change without touching a vote.
 """
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from feedback import completions, votes
+from feedback import completions, report, voters, votes
 from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
 from feedback.records import (
@@ -29,29 +31,41 @@ from feedback.records import (
     conversation_digest,
     digest,
 )
+from feedback.report import Part
 
 # New opinions may come in while pairs are derived from the old ones; then the count has moved and the prompt stays
-# unsettled. KEYS: unsettled, the prompt's pairs, all pairs, waiting pairs, then a key for each pair to write, then one
-# for each to delete. ARGV: prompt hash, count seen, how many to write, their ids, records and times, ids to delete.
-SETTLE = """
+# unsettled. Somebody else may have settled it meanwhile, so that the count began again; then it was settled more often.
+# KEYS: unsettled, the prompt's pairs, all pairs, waiting pairs, the prompt's part of the report, the report,
+# the voters' scores, then a key for each pair to write, then one for each to delete.
+# ARGV: prompt hash, count seen, how many to write, their ids, records and times, ids to delete, how often it
+# was settled when its opinions were read, the part.
+SETTLE = (
+    report.REPLACE
+    + """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if times(KEYS[5]) ~= ARGV[#ARGV - 1] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 local writes = tonumber(ARGV[3])
 for i = 1, writes do
   local id, record, at = ARGV[3 * i + 1], ARGV[3 * i + 2], ARGV[3 * i + 3]
   if redis.call('SADD', KEYS[2], id) == 1 then redis.call('ZADD', KEYS[4], at, id) end
-  redis.call('SET', KEYS[4 + i], record)
+  redis.call('SET', KEYS[7 + i], record)
   redis.call('ZADD', KEYS[3], at, id)
 end
-for i = 4 + writes + 1, #KEYS do
-  local id = ARGV[3 * writes + 3 + i - 4 - writes]
+for i = 7 + writes + 1, #KEYS do
+  local id = ARGV[3 * writes + 3 + i - 7 - writes]
   redis.call('DEL', KEYS[i])
   redis.call('SREM', KEYS[2], id)
   redis.call('ZREM', KEYS[3], id)
   redis.call('ZREM', KEYS[4], id)
 end
+replace(KEYS[5], KEYS[6], KEYS[7], ARGV[#ARGV])
 return 1
 """
+)
+
+AT_ONCE = 32
+"""Prompts settled side by side: their round trips and syncs to disk overlap, and half the pool is left to others."""
 
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
@@ -95,6 +109,8 @@ class Lesson:
             opinions=sorted(o.id for o in self.by),
             completions=sorted({ref.completion_id for ref in self.about}),
             adapters=sorted({asked[ref.completion_id].adapter for ref in self.about}),
+            voters=sorted({o.voter for o in self.by}),
+            keys=sorted({o.key for o in self.by if o.key}),
             created=max(o.updated for o in self.by),
         )
 
@@ -144,27 +160,72 @@ def split_of(messages: Sequence[Message], held_out_share: float) -> Split:
 
 async def settle(ledger: Ledger) -> int:
     """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once."""
+    unsettled = await ledger.reply(ledger.redis.hkeys(ledger.keys.unsettled))
     settled = 0
-    unsettled = await ledger.reply(ledger.redis.hgetall(ledger.keys.unsettled))
-    for prompt_hash, count in unsettled.items():
-        members = await ledger.reply(ledger.redis.smembers(ledger.keys.prompt_opinions(prompt_hash)))
-        opinions = await votes.get_many(ledger, sorted(members))
-        asked = await completions.get_many(ledger, sorted({r.completion_id for o in opinions for r in votes.refs(o)}))
-        pairs = derive(opinions, asked, ledger.settings.held_out_share)
-        before = await ledger.reply(ledger.redis.smembers(ledger.keys.prompt_pairs(prompt_hash)))
-        gone = sorted(before - {p.id for p in pairs})
-        keys = [
-            ledger.keys.unsettled,
-            ledger.keys.prompt_pairs(prompt_hash),
-            ledger.keys.pairs,
-            ledger.keys.pairs_waiting,
-        ]
-        keys += [ledger.keys.pair(i) for i in [*(p.id for p in pairs), *gone]]
-        args: list[str | int | float] = [prompt_hash, count, len(pairs)]
-        for pair in pairs:
-            args += [pair.id, pair.model_dump_json(exclude_none=True), pair.created]
-        settled += await ledger.run(SETTLE, keys, [*args, *gone])
+    for start in range(0, len(unsettled), AT_ONCE):
+        some = unsettled[start : start + AT_ONCE]
+        settled += sum(await asyncio.gather(*(_settle(ledger, prompt_hash) for prompt_hash in some)))
     return settled
+
+
+async def settle_and_judge(ledger: Ledger) -> int:
+    """Settle until no outlier is left among the voters who are heard; returns how many were quarantined."""
+    quarantined = 0
+    await settle(ledger)
+    while await voters.quarantine_worst(ledger):
+        quarantined += 1
+        await settle(ledger)
+    return quarantined
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the opinions of one prompt amount to, and how it stood when they were read."""
+
+    hash: str
+    count: str | None
+    times: int
+    stale: set[str]
+    pairs: list[Pair]
+    part: Part
+
+
+async def read_prompt(ledger: Ledger, prompt_hash: str) -> Prompt:
+    pipe = ledger.redis.pipeline(transaction=True)
+    pipe.hget(ledger.keys.unsettled, prompt_hash)
+    pipe.get(ledger.keys.prompt_report(prompt_hash))
+    pipe.smembers(ledger.keys.prompt_pairs(prompt_hash))
+    pipe.smembers(ledger.keys.prompt_opinions(prompt_hash))
+    count, kept, before, members = await ledger.reply(pipe.execute())
+    opinions = await votes.get_many(ledger, sorted(members))
+    asked = await completions.get_many(ledger, sorted({r.completion_id for o in opinions for r in votes.refs(o)}))
+    # After the count: who is silenced later moves it.
+    silenced = await voters.silenced(ledger, {o.voter for o in opinions})
+    heard = [o for o in opinions if o.voter not in silenced]
+    pairs = derive(heard, asked, ledger.settings.held_out_share)
+    part = report.part(opinions, asked, pairs, silenced)
+    return Prompt(prompt_hash, count, report.times(kept), before - {p.id for p in pairs}, pairs, part)
+
+
+async def _settle(ledger: Ledger, prompt_hash: str) -> int:
+    found = await read_prompt(ledger, prompt_hash)
+    if found.count is None:  # somebody else did
+        return 0
+    gone = sorted(found.stale)
+    keys = [
+        ledger.keys.unsettled,
+        ledger.keys.prompt_pairs(prompt_hash),
+        ledger.keys.pairs,
+        ledger.keys.pairs_waiting,
+        ledger.keys.prompt_report(prompt_hash),
+        ledger.keys.report,
+        ledger.keys.voter_scores,
+    ]
+    keys += [ledger.keys.pair(i) for i in [*(p.id for p in found.pairs), *gone]]
+    args: list[str | int | float] = [prompt_hash, found.count, len(found.pairs)]
+    for pair in found.pairs:
+        args += [pair.id, pair.model_dump_json(exclude_none=True), pair.created]
+    return int(await ledger.run(SETTLE, keys, [*args, *gone, found.times, found.part.text]))
 
 
 async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:

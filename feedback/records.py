@@ -17,6 +17,7 @@ Source = Literal["preference", "correction", "thumbs"]
 Split = Literal["train", "held_out"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
+VoterState = Literal["active", "quarantined", "released", "banned"]
 
 
 def new_id(kind: str) -> str:
@@ -98,6 +99,7 @@ class Vote(Record):
     reasons: list[str] = Field(default_factory=list)
     comment: str | None = None
     correction: str | None = None
+    key: str | None = Field(None, description="Name of the API key it came with; none where no keys are used.")
     created: float
     updated: float
 
@@ -118,6 +120,7 @@ class Preference(Record):
     rejected: AnswerRef
     prompt_hash: str
     voter: str
+    key: str | None = None
     created: float
     updated: float
 
@@ -125,6 +128,37 @@ class Preference(Record):
     def id_of(one: AnswerRef, other: AnswerRef, voter: str) -> str:
         """The same for both orders, so that a change of mind replaces."""
         return "pref-" + digest(*sorted((str(one), str(other))), voter)[:24]
+
+
+class Comparison(Record):
+    """One prompt answered twice; who voted does not know which adapter is on which side."""
+
+    id: str
+    served_model: str
+    created: float
+    messages: list[Message]
+    tools: list[Any] | None = None
+    prompt_hash: str
+    a: AnswerRef
+    b: AnswerRef
+    adapter_a: str
+    adapter_b: str
+    user: str | None = None
+    expected: Literal["a", "b"] | None = Field(None, description="The known answer of a honeypot.")
+
+
+class ComparisonVote(Record):
+    """One voter's latest opinion of a comparison."""
+
+    id: str
+    comparison_id: str
+    preferred: Literal["a", "b", "tie", "both_bad"]
+    voter: str
+    prompt_hash: str
+    model_a: str
+    model_b: str
+    created: float
+    updated: float
 
 
 class Pair(Record):
@@ -140,6 +174,8 @@ class Pair(Record):
     opinions: list[str] = Field(description="Ids of the votes and preferences it rests on.")
     completions: list[str] = Field(description="Ids of the completions it quotes.")
     adapters: list[str] = Field(description="Concrete names that wrote the answers.")
+    voters: list[str] = Field(default_factory=list, description="Whose opinions it rests on.")
+    keys: list[str] = Field(default_factory=list, description="Names of the API keys these came with.")
     created: float = Field(description="When the last opinion it rests on was given.")
 
 
@@ -207,6 +243,7 @@ class Adapter(Record):
     pairs: int
     votes: int = 0
     voters: int = 0
+    voted: float | None = Field(None, description="When the median pair that was new to it was voted.")
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     gate: dict[str, Any] = Field(default_factory=dict, description="passed, and reasons in words.")
@@ -217,6 +254,15 @@ class Adapter(Record):
     @staticmethod
     def id_of(served_model: str, version: int, sha256: str) -> str:
         return f"{served_model}-v{version}-{sha256[:8]}"
+
+
+class VoterChange(Record):
+    """One entry of a voter's history."""
+
+    state: VoterState
+    at: float
+    by: Literal["score", "operator"]
+    reason: str
 
 
 class Serving(Record):

@@ -34,3 +34,47 @@ class LedgerSettings(BaseSettings):
     min_held_out_pairs: int = Field(
         3, ge=1, description="Fewer held-out pairs cannot tell a better adapter from a worse one."
     )
+
+    voter_votes_per_minute: int = Field(
+        120,
+        ge=0,
+        description="Votes one voter may give in a minute, at once or spread, 0 for any number; two a second is more "
+        "than a person reads.",
+    )
+    key_votes_per_minute: int = Field(
+        6000,
+        ge=0,
+        description="Votes one API key may bring in a minute, 0 for any number; a product's server votes for all its "
+        "users with one key, so this only stops a loop gone wild.",
+    )
+    voter_share: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="Share of a dataset's pairs that may rest on one voter; half a percent of poisoned pairs is enough "
+        "to turn a DPO adapter (arXiv 2406.12091). Among few voters it is three times an equal share.",
+    )
+    voter_pairs: int = Field(
+        50,
+        ge=0,
+        description="Pairs that may rest on one voter whatever their share; a first dataset begins so.",
+    )
+    voter_pairs_per_conversation: int = Field(
+        10,
+        ge=1,
+        description="Pairs of one conversation (by its first user turn) that may rest on one voter: asking the same "
+        "again and again must not teach more than a chat has turns.",
+    )
+    key_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a dataset's pairs that may rest on one API key; 1, as one key often brings all votes.",
+    )
+    outlier_level: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="How often a voter as good as feedback/scores.py asks for is ever quarantined by chance, 0 to "
+        "quarantine nobody; under the 1 % that honest voters should bear at most.",
+    )

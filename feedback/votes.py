@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from pydantic import BaseModel
 
-from feedback import completions
+from feedback import completions, voters
 from feedback.connection import Ledger
 from feedback.errors import (
     ChoiceUnknown,
@@ -25,23 +25,31 @@ from feedback.records import AnswerRef, Completion, Message, Preference, Rating,
 
 # The completion may expire between our read and our write, and another request of the same voter may come in
 # between: so the write looks at both again. KEYS: opinion, the prompt's opinions, unsettled, all votes, then for each
-# completion its record and its votes. ARGV: opinion before ('' if none), opinion now, id, created, prompt hash.
-CAST = """
+# completion its record and its votes, then the voter's prompts and the keys of `admit` (feedback/voters.py).
+# ARGV: opinion before ('' if none), opinion now, id, created, prompt hash, the arguments of `admit`.
+CAST = (
+    voters.ADMIT
+    + """
+local n = #KEYS
 local before = redis.call('GET', KEYS[1]) or ''
 if before ~= ARGV[1] then return 'conflict' end
-for i = 5, #KEYS, 2 do
+for i = 5, n - 4, 2 do
   if redis.call('EXISTS', KEYS[i]) == 0 then return 'expired' end
 end
-for i = 5, #KEYS, 2 do
+local refused = admit(KEYS[n - 2], ARGV[6], ARGV[7], KEYS[n - 1], ARGV[8], KEYS[n], ARGV[9])
+if refused then return refused end
+for i = 5, n - 4, 2 do
   redis.call('PERSIST', KEYS[i])
   redis.call('SADD', KEYS[i + 1], ARGV[3])
 end
+redis.call('SADD', KEYS[n - 3], ARGV[5])
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 redis.call('HINCRBY', KEYS[3], ARGV[5], 1)
 redis.call('ZADD', KEYS[4], ARGV[4], ARGV[3])
 return 'ok'
 """
+)
 
 # Withdrawing undoes CAST; a completion left without votes gets its lifetime back. KEYS as CAST.
 # ARGV: id, prompt hash, lifetime in seconds.
@@ -81,10 +89,12 @@ async def cast(
     reasons: Sequence[str] = (),
     comment: str | None = None,
     correction: str | None = None,
+    key: str | None = None,
+    is_paced: bool = False,
 ) -> tuple[Vote, bool]:
-    """The vote as stored, and whether this call changed it.
+    """The vote as stored, and whether this call changed it; `is_paced` holds voter and key to their votes a minute.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, RecordConflict.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, VoterBanned, VotesTooFast, RecordConflict.
     """
     vote_id = Vote.id_of(completion_id, choice, voter)
     for _ in range(RETRIES):
@@ -106,20 +116,31 @@ async def cast(
             reasons=list(reasons),
             comment=comment,
             correction=correction,
+            key=key,
             created=before.created if before else now,
             updated=now,
         )
-        if before and before == vote.model_copy(update={"updated": before.updated}):
+        if before and before == vote.model_copy(update={"updated": before.updated, "key": before.key}):
+            await voters.expect_not_banned(ledger, voter)
             return before, False
-        if await _write(ledger, ledger.keys.vote(vote_id), text, vote, [completion_id]):
+        if await _write(ledger, ledger.keys.vote(vote_id), text, vote, [completion_id], is_paced):
             return vote, True
     _give_up(vote_id)
 
 
-async def prefer(ledger: Ledger, *, chosen: AnswerRef, rejected: AnswerRef, voter: str) -> tuple[Preference, bool]:
-    """A choice between two answers to one prompt, and whether this call changed it.
+async def prefer(
+    ledger: Ledger,
+    *,
+    chosen: AnswerRef,
+    rejected: AnswerRef,
+    voter: str,
+    key: str | None = None,
+    is_paced: bool = False,
+) -> tuple[Preference, bool]:
+    """A choice between two answers to one prompt, and whether this call changed it; paced as `cast` is.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, SameAnswer, PromptsDiffer, RecordConflict.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, SameAnswer, PromptsDiffer, VoterBanned, VotesTooFast,
+    RecordConflict.
     """
     if chosen == rejected:
         raise SameAnswer(f"chosen and rejected are both {chosen}; name two different answers")
@@ -142,13 +163,15 @@ async def prefer(ledger: Ledger, *, chosen: AnswerRef, rejected: AnswerRef, vote
             rejected=rejected,
             prompt_hash=one.prompt_hash,
             voter=voter,
+            key=key,
             created=before.created if before else now,
             updated=now,
         )
         if before and before.chosen == chosen:
+            await voters.expect_not_banned(ledger, voter)
             return before, False
         touched = list(dict.fromkeys([one.id, other.id]))
-        if await _write(ledger, ledger.keys.preference(preference_id), text, preference, touched):
+        if await _write(ledger, ledger.keys.preference(preference_id), text, preference, touched, is_paced):
             return preference, True
     _give_up(preference_id)
 
@@ -230,16 +253,30 @@ def _keys(ledger: Ledger, opinion_key: str, prompt_hash: str, touched: Iterable[
     return keys
 
 
-async def _write(ledger: Ledger, key: str, before: str | None, opinion: Opinion, touched: list[str]) -> bool:
-    """False if another request of the same voter came in between; raises CompletionUnknown if the answer expired."""
-    outcome = await ledger.run(
-        CAST,
-        _keys(ledger, key, opinion.prompt_hash, touched),
-        [before or "", _text(opinion), opinion.id, opinion.created, opinion.prompt_hash],
-    )
+async def _write(
+    ledger: Ledger, key: str, before: str | None, opinion: Opinion, touched: list[str], is_paced: bool
+) -> bool:
+    """False if another request of the same voter came in between.
+
+    Raises CompletionUnknown if the answer expired, VoterBanned, VotesTooFast.
+    """
+    outcome = await ledger.run(CAST, *cast_call(ledger, key, before, opinion, touched, is_paced))
     if outcome == "expired":
         raise CompletionUnknown(f"{' or '.join(touched)} expired before the vote came in")
+    if outcome not in ("ok", "conflict"):
+        voters.refuse(outcome)
     return bool(outcome == "ok")
+
+
+def cast_call(
+    ledger: Ledger, key: str, before: str | None, opinion: Opinion, touched: Iterable[str], is_paced: bool
+) -> tuple[list[str], list[str | float]]:
+    """Keys and arguments of CAST."""
+    keys, args = voters.admission(ledger, opinion.voter, opinion.key, is_paced=is_paced)
+    return (
+        [*_keys(ledger, key, opinion.prompt_hash, touched), ledger.keys.voter_prompts(opinion.voter), *keys],
+        [before or "", _text(opinion), opinion.id, opinion.created, opinion.prompt_hash, *args],
+    )
 
 
 async def _remove(ledger: Ledger, opinion: Opinion) -> bool:

@@ -4,6 +4,7 @@ A message says what was wrong, what was received and what would work. It never h
 somebody's prompt: what people wrote is named by its place, not quoted.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -42,6 +43,9 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.VoteEmpty: Meaning(400, "vote_empty", "correction"),
     ledger.PromptsDiffer: Meaning(400, "prompts_differ"),
     ledger.SameAnswer: Meaning(400, "same_answer"),
+    ledger.VoterUnknown: Meaning(404, "voter_not_found", "voter"),
+    ledger.VoterBanned: Meaning(403, "voter_banned", "voter"),
+    ledger.VotesTooFast: Meaning(429, "vote_rate_limited"),
     ledger.JobUnknown: Meaning(404, "job_not_found"),
     ledger.JobAlreadyClaimed: Meaning(409, "job_already_claimed"),
     ledger.JobLeaseLost: Meaning(409, "job_lease_lost"),
@@ -53,7 +57,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }
 
-TYPES = {401: "authentication_error", 403: "permission_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class Refused(HTTPException):
@@ -133,8 +137,10 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_feedback_error(_: Request, error: Exception) -> Response:
-    meaning = REFUSALS[type(error)]  # type: ignore[index]
-    headers = {"retry-after": "1"} if meaning.status == 503 else None
+    assert isinstance(error, ledger.FeedbackError)
+    meaning = REFUSALS[type(error)]
+    wait_s = error.retry_after_s
+    headers = None if wait_s is None else {"retry-after": str(max(1, math.ceil(wait_s)))}
     return envelope(meaning.status, meaning.code, str(error), meaning.param, headers)
 
 

@@ -11,19 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from feedback import caps
+from feedback.caps import Caps
 from feedback.errors import TooFewPairs
 from feedback.records import Message, Pair, canonical, digest
 from trainer.files import write_whole
 
-Drop = Literal["identical", "empty", "not text", "withdrawn"]
+Drop = Literal["identical", "empty", "not text", "withdrawn", "capped"]
+
+
+UNCAPPED = Caps()
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Ids of pairs, of both halves, new ones and replayed ones."""
+    """Ids of pairs, of both halves, new ones and replayed ones; `capped` would have been one or the other."""
 
     new: list[str]
     replayed: list[str]
+    capped: int = 0
 
     @property
     def ids(self) -> list[str]:
@@ -66,11 +72,27 @@ def digest_of(train: bytes, held_out: bytes) -> str:
     return digest(train.decode(), held_out.decode())
 
 
-def choose(standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least) -> Selection:
+def choose(
+    standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least, limits: Caps = UNCAPPED
+) -> Selection:
     """New pairs, old ones by the replay share, and as many more old ones as it takes to have the least.
 
-    Old pairs come in an order that the seed shuffles, so that one more vote changes one pair of the selection.
+    Old pairs come in an order that the seed shuffles, so that one more vote changes one pair of the selection. What is
+    over a cap is left out last, on each side for itself: neither the lessons nor the gate may be one voter's.
     """
+    chosen = _choose(standing, waiting, replay, seed, least)
+    taken = set(chosen.ids)
+    kept: set[str] = set()
+    for split in ("train", "held_out"):
+        kept |= caps.within([pair for pair in standing if pair.id in taken and pair.split == split], limits)
+    return Selection(
+        new=[i for i in chosen.new if i in kept],
+        replayed=[i for i in chosen.replayed if i in kept],
+        capped=len(taken - kept),
+    )
+
+
+def _choose(standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least) -> Selection:
     unlearnt = set(waiting)
     new = [pair for pair in standing if pair.id in unlearnt]
     if not new:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from trainer.proportions import chance_of_losing
+from feedback.proportions import chance_of_losing
 
 SIGNIFICANCE = 0.05
 FEW = 30

@@ -48,6 +48,7 @@ class Frozen(BaseModel):
     dropped: dict[str, int]
     votes: int
     voters: int
+    voted: float | None = Field(None, description="When the median new pair was voted; none if all were replayed.")
 
 
 class Checkpoint(BaseModel):

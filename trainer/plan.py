@@ -3,8 +3,9 @@
 import asyncio
 import time
 from pathlib import Path
+from statistics import median
 
-from feedback import adapters, jobs, pairs, votes
+from feedback import adapters, caps, jobs, pairs, votes
 from feedback.errors import AdapterUnknown
 from trainer import dataset, hyperparameters, manifest
 from trainer.dataset import Dataset, Least
@@ -31,13 +32,15 @@ async def freeze(work: Work) -> Manifest:
             f"training_file is {work.job.training_file!r}, which this version cannot read; send 'ledger' instead"
         )
     least = Least(work.ledger.settings.min_pairs, work.ledger.settings.min_held_out_pairs)
-    ids, replayed = await _select(work, least)
+    ids, replayed, capped = await _select(work, least)
     rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
     dataset.refuse_too_few(rows, least)
     await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
     rows.write(train_file, held_out_file)
 
     base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
+    if capped:
+        rows.dropped["capped"] = capped
     known = await _plan(work, base, rows, ids, replayed)
     known.seconds["freeze"] = round(time.monotonic() - began, 3)
     known.write(work.folder)
@@ -51,13 +54,16 @@ async def freeze(work: Work) -> Manifest:
     return known
 
 
-async def _select(work: Work, least: Least) -> tuple[list[str], int]:
-    """Ids of the job's pairs, and how many of them are replayed. A job has those that it froze first."""
+async def _select(work: Work, least: Least) -> tuple[list[str], int, int]:
+    """Ids of the job's pairs, how many of them are replayed, and how many were over a cap.
+
+    A job has those that it froze first; what was capped then is no longer known.
+    """
     frozen = await work.patiently(lambda: jobs.frozen(work.ledger, work.job.id))
     if frozen:
         waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
-        return frozen, sum(pair_id not in waiting for pair_id in frozen)
-    await work.patiently(lambda: pairs.settle(work.ledger))
+        return frozen, sum(pair_id not in waiting for pair_id in frozen), 0
+    await work.patiently(lambda: pairs.settle_and_judge(work.ledger))
     everything = await work.patiently(lambda: pairs.ids(work.ledger))
     selection = dataset.choose(
         await work.patiently(lambda: pairs.get_many(work.ledger, everything)),
@@ -65,8 +71,9 @@ async def _select(work: Work, least: Least) -> tuple[list[str], int]:
         work.settings.replay,
         work.job.seed,
         least,
+        caps.of(work.ledger.settings),
     )
-    return selection.ids, len(selection.replayed)
+    return selection.ids, len(selection.replayed), selection.capped
 
 
 async def _plan(work: Work, base: Base, rows: Dataset, ids: list[str], replayed: int) -> Manifest:
@@ -74,6 +81,8 @@ async def _plan(work: Work, base: Base, rows: Dataset, ids: list[str], replayed:
     width = await asyncio.to_thread(_width, base.name)
     opinions = sorted({opinion for pair in [*rows.train, *rows.held_out] for opinion in pair.opinions})
     cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
+    waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
+    fresh = [pair.created for pair in [*rows.train, *rows.held_out] if pair.id in waiting]
     return Manifest(
         job=work.job.id,
         served_model=work.ledger.model,
@@ -87,6 +96,7 @@ async def _plan(work: Work, base: Base, rows: Dataset, ids: list[str], replayed:
             dropped={str(reason): count for reason, count in sorted(rows.dropped.items())},
             votes=len(cast),
             voters=len({opinion.voter for opinion in cast}),
+            voted=median(fresh) if fresh else None,
         ),
         base=base,
         parent=parent,

@@ -35,6 +35,7 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
         pairs=len(known.dataset.train),
         votes=known.dataset.votes,
         voters=known.dataset.voters,
+        voted=known.dataset.voted,
         hyperparameters={**known.hyperparameters, "seed": known.seed, "start": known.start},
         metrics=verdict.numbers,
         gate={"passed": verdict.passed, "reasons": verdict.reasons},

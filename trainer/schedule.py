@@ -16,8 +16,8 @@ HOUR_S = 3600
 
 
 async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
-    """Settle what was voted, create a job if one is due; returns the id of an open job that no worker attends to."""
-    await pairs.settle(ledger)
+    """Settle what was voted, quarantine outliers, create a job if one is due; returns the id of an open job that no worker attends to."""
+    await pairs.settle_and_judge(ledger)
     if not await jobs.open_ids(ledger) and (trigger := await _due(ledger, settings)):
         # The seed is the time's, so that two jobs in a row do not replay the same old pairs.
         now = ledger.clock()

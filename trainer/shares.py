@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from feedback.proportions import wilson
 from trainer.habits import BROKEN, HABITS, Habit, Verdict
-from trainer.proportions import wilson
 
 SHOWN: tuple[Verdict, ...] = (*HABITS, BROKEN)
 

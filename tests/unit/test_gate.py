@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from feedback.proportions import chance_of_losing, wilson
 from trainer.gate import Delta, Evaluation, Score, judge
-from trainer.proportions import chance_of_losing, wilson
 
 SOUND = {"finite": True, "shapes": True, "config": True, "changes": True, "reasons": []}
 
