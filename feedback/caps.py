@@ -1,9 +1,9 @@
 """Caps: how much of a dataset may rest on one voter, on one key, and on one conversation of a voter.
 
 Whoever brings most of the votes would otherwise decide what the model becomes, and a few rigged answers to one
-question would be learnt by heart. A pair weighs one, shared equally among the voters it rests on; of those over a cap
-the pairs go that fewest others stand behind. A share is one of the pairs that stay, so that it cannot be stretched by
-bringing more.
+question would be learnt by heart. A pair weighs one, shared equally among those without whom it would not stand, or
+among all its voters where no single one is needed. Over a cap, the pairs go first that fewest others stand behind. A
+share is one of the pairs that stay, so that it cannot be stretched by bringing more.
 """
 
 from collections import defaultdict
@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from feedback.records import Pair, conversation_digest, digest
 from feedback.settings import LedgerSettings
 
-Owners = Callable[[Pair], list[str]]
+Borne = tuple[list[str], list[str]]
+"""Names of those without whom a pair would not stand, and of all whom it rests on."""
+
+Bearers = Callable[[Pair], Borne]
 
 EQUAL_SHARES = 3
 """Among few voters one may bring three times an equal share: so up to three are never capped, and a team that has
@@ -36,20 +39,21 @@ def of(settings: LedgerSettings) -> Caps:
 
 def within(pairs: Sequence[Pair], caps: Caps) -> set[str]:
     """Ids of the pairs that the caps leave, the same for the same pairs in whatever order they come."""
-    kept = sorted(pairs, key=lambda pair: (-len(pair.voters), digest(pair.id)))
+    kept = sorted(pairs, key=lambda pair: (bool(pair.needed), -len(pair.voters), digest(pair.id)))
     if caps.conversation_pairs is not None:
-        kept = _take(kept, _in_conversation, caps.conversation_pairs)
+        kept = _take(kept, _conversations, caps.conversation_pairs)
     kept = _within_share(kept, _voters, caps.voter_share, caps.voter_pairs)
     kept = _within_share(kept, _keys, caps.key_share, 0)
     return {pair.id for pair in kept}
 
 
-def _within_share(pairs: list[Pair], owners: Owners, share: float, least: int) -> list[Pair]:
+def _within_share(pairs: list[Pair], bearers: Bearers, share: float, least: int) -> list[Pair]:
     loads: dict[str, float] = defaultdict(float)
-    unowned = 0
+    unborne = 0
     for pair in pairs:
-        names = owners(pair)
-        unowned += not names
+        needed, others = bearers(pair)
+        names = needed or others
+        unborne += not names
         for name in names:
             loads[name] += 1 / len(names)
     if not loads:
@@ -59,33 +63,39 @@ def _within_share(pairs: list[Pair], owners: Owners, share: float, least: int) -
         return pairs
     # What stays if nobody has more than their share of it: the largest number that agrees with itself.
     total = float(len(pairs))
-    while (left := unowned + sum(min(load, max(least, allowed * total)) for load in loads.values())) < total - 1e-6:
+    while (left := unborne + sum(min(load, max(least, allowed * total)) for load in loads.values())) < total - 1e-6:
         total = left
-    return _take(pairs, owners, max(least, allowed * total))
+    return _take(pairs, bearers, max(least, allowed * total))
 
 
-def _take(pairs: Iterable[Pair], owners: Owners, limit: float) -> list[Pair]:
-    """In order, those that take none of their owners over the limit."""
+def _take(pairs: Iterable[Pair], bearers: Bearers, limit: float) -> list[Pair]:
+    """In order, those that load nobody over the limit.
+
+    A pair that would stand without any one of its voters is carried by those who have room: else whoever joins in with
+    everybody would take everybody's pairs out.
+    """
     loads: dict[str, float] = defaultdict(float)
     kept: list[Pair] = []
     for pair in pairs:
-        names = owners(pair)
+        needed, others = bearers(pair)
+        names = needed or [name for name in others if loads[name] + 1 <= limit + 1e-9]
         part = 1 / len(names) if names else 0.0
-        if all(loads[name] + part <= limit + 1e-9 for name in names):
-            kept.append(pair)
-            for name in names:
-                loads[name] += part
+        if (others and not names) or any(loads[name] + part > limit + 1e-9 for name in names):
+            continue
+        kept.append(pair)
+        for name in names:
+            loads[name] += part
     return kept
 
 
-def _voters(pair: Pair) -> list[str]:
-    return pair.voters
+def _voters(pair: Pair) -> Borne:
+    return pair.needed, pair.voters
 
 
-def _keys(pair: Pair) -> list[str]:
-    return pair.keys
+def _keys(pair: Pair) -> Borne:
+    return [], pair.keys
 
 
-def _in_conversation(pair: Pair) -> list[str]:
+def _conversations(pair: Pair) -> Borne:
     conversation = conversation_digest(pair.prompt)
-    return [f"{conversation} {voter}" for voter in pair.voters]
+    return [f"{conversation} {name}" for name in pair.needed], [f"{conversation} {name}" for name in pair.voters]

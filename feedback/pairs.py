@@ -25,6 +25,7 @@ from feedback.records import (
     Message,
     Pair,
     Preference,
+    Rating,
     Source,
     Split,
     Vote,
@@ -85,13 +86,17 @@ def derive(opinions: Iterable[votes.Opinion], asked: dict[str, Completion], held
 
 @dataclass(frozen=True)
 class Lesson:
-    """What some opinions teach: `chosen` is better than `rejected`. `about` are the answers quoted, best first."""
+    """What some opinions teach: `chosen` is better than `rejected`. `about` are the answers quoted, best first.
+
+    `by` agree with it, and without any of `needed` it would not stand: theirs is a majority of one.
+    """
 
     source: Source
     chosen: Message
     rejected: Message
     about: list[AnswerRef]
     by: Sequence[votes.Opinion]
+    needed: Sequence[votes.Opinion]
 
     def pair(self, asked: dict[str, Completion], held_out_share: float) -> Pair:
         first = asked[self.about[0].completion_id]
@@ -110,6 +115,7 @@ class Lesson:
             completions=sorted({ref.completion_id for ref in self.about}),
             adapters=sorted({asked[ref.completion_id].adapter for ref in self.about}),
             voters=sorted({o.voter for o in self.by}),
+            needed=sorted({o.voter for o in self.needed}),
             keys=sorted({o.key for o in self.by if o.key}),
             created=max(o.updated for o in self.by),
         )
@@ -125,14 +131,15 @@ def _from_preferences(preferences: list[Preference], asked: dict[str, Completion
         if ahead:
             winner, loser = (one, other) if ahead > 0 else (other, one)
             agreeing = [p for p in given if p.chosen == winner]
-            yield Lesson("preference", _said(asked, winner), _said(asked, loser), [winner, loser], agreeing)
+            needed = agreeing if abs(ahead) == 1 else []
+            yield Lesson("preference", _said(asked, winner), _said(asked, loser), [winner, loser], agreeing, needed)
 
 
 def _from_corrections(thumbs: list[Vote], asked: dict[str, Completion]) -> Iterator[Lesson]:
     for vote in thumbs:
         if vote.correction:
             wanted = {"role": "assistant", "content": vote.correction}
-            yield Lesson("correction", wanted, _said(asked, vote.answer), [vote.answer], [vote])
+            yield Lesson("correction", wanted, _said(asked, vote.answer), [vote.answer], [vote], [vote])
 
 
 def _from_thumbs(thumbs: list[Vote], asked: dict[str, Completion], compared: set[frozenset[str]]) -> Iterator[Lesson]:
@@ -146,8 +153,10 @@ def _from_thumbs(thumbs: list[Vote], asked: dict[str, Completion], compared: set
             loser = downs[0].answer
             same = _text(_said(asked, winner)) == _text(_said(asked, loser))
             if not same and frozenset((str(winner), str(loser))) not in compared:
-                agreeing = [v for v in ups if v.rating == "up"] + [v for v in downs if v.rating == "down"]
-                yield Lesson("thumbs", _said(asked, winner), _said(asked, loser), [winner, loser], agreeing)
+                liking, disliking = _rated(ups, "up"), _rated(downs, "down")
+                needed = liking * (_net(ups) == 1) + disliking * (_net(downs) == -1)
+                answers = _said(asked, winner), _said(asked, loser)
+                yield Lesson("thumbs", *answers, [winner, loser], liking + disliking, needed)
                 disliked.remove(downs)
                 break
 
@@ -298,6 +307,10 @@ def _trainable(message: Message) -> Message:
 
 def _text(message: Message) -> str:
     return str(message.get("content") or "").strip() + str(message.get("tool_calls") or "")
+
+
+def _rated(given: list[Vote], rating: Rating) -> list[Vote]:
+    return [vote for vote in given if vote.rating == rating]
 
 
 def _net(given: list[Vote]) -> int:

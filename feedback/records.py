@@ -175,6 +175,7 @@ class Pair(Record):
     completions: list[str] = Field(description="Ids of the completions it quotes.")
     adapters: list[str] = Field(description="Concrete names that wrote the answers.")
     voters: list[str] = Field(default_factory=list, description="Whose opinions it rests on.")
+    needed: list[str] = Field(default_factory=list, description="Those without whose opinion it would not stand.")
     keys: list[str] = Field(default_factory=list, description="Names of the API keys these came with.")
     created: float = Field(description="When the last opinion it rests on was given.")
 

@@ -16,7 +16,10 @@ HOUR_S = 3600
 
 
 async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
-    """Settle what was voted, quarantine outliers, create a job if one is due; returns the id of an open job that no worker attends to."""
+    """Settle what was voted, quarantine outliers, create a job if one is due.
+
+    Returns the id of an open job that no worker attends to.
+    """
     await pairs.settle_and_judge(ledger)
     if not await jobs.open_ids(ledger) and (trigger := await _due(ledger, settings)):
         # The seed is the time's, so that two jobs in a row do not replay the same old pairs.
