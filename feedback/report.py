@@ -107,15 +107,15 @@ def part(
     )
 
 
+async def counters(ledger: Ledger) -> dict[str, int]:
+    counts = await ledger.reply(ledger.redis.hgetall(ledger.keys.report))
+    return {name: int(n) for name, n in counts.items()}
+
+
 async def kept(ledger: Ledger) -> Part:
-    """The counters as they stand."""
-    pipe = ledger.redis.pipeline(transaction=True)
-    pipe.hgetall(ledger.keys.report)
-    pipe.hgetall(ledger.keys.voter_scores)
-    counts, by_voter = await ledger.reply(pipe.execute())
-    return Part(
-        {name: int(n) for name, n in counts.items()}, {voter: json.loads(given) for voter, given in by_voter.items()}
-    )
+    """The sums as they stand."""
+    by_voter = await ledger.reply(ledger.redis.hgetall(ledger.keys.voter_scores))
+    return Part(await counters(ledger), {voter: json.loads(given) for voter, given in by_voter.items()})
 
 
 def total(parts: Iterable[Part]) -> Part:

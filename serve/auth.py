@@ -20,6 +20,7 @@ from serve.errors import Refused
 from serve.settings import GatewaySettings
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
+ANONYMOUS = "anonymous"
 BEARER = {"www-authenticate": "Bearer"}
 
 
@@ -109,7 +110,7 @@ async def client(request: Request) -> str:
     if keys.is_client(key) or (key and keys.is_operator(key)):
         return f"key-{_digest(key)[:12]}"
     if keys.is_open:
-        return "anonymous"
+        return ANONYMOUS
     if not key:
         raise Refused(
             401, "missing_api_key", "no key came with the request; send Authorization: Bearer KEY", None, BEARER
@@ -129,6 +130,11 @@ async def operator(request: Request) -> str:
     if keys.is_client(key):
         raise Refused(403, "operator_key_required", f"a client's key came, and this call needs the operator's; {where}")
     raise Refused(401, "invalid_api_key", f"the key is not the operator's; {where}", None, BEARER)
+
+
+def key_of(client: str) -> str | None:
+    """The key that votes are counted under; whoever needs none has none."""
+    return None if client == ANONYMOUS else client
 
 
 Client = Annotated[str, Depends(client)]

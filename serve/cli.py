@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
 from typing import Annotated, Any, ParamSpec
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from serve.client import CallFailed, Client, ClientSettings
+from serve.tables import versions_table, voters_table, votes_table
 from serve.terminal import TerminalChat
 from serve.up import up
 
@@ -111,6 +113,34 @@ def rollback(
 ) -> None:
     """Back to the adapter that was live before; returns when it is."""
     console.print(f"{_client().post('/adapters/rollback', {'model': model, 'reason': reason})['live']} is live.")
+
+
+@command
+def voters(
+    model: Model = "heed",
+    state: Annotated[str, typer.Option(help="Only these: active, quarantined, released or banned.")] = "",
+    release: Annotated[str, typer.Option(help="Hear this voter again, whatever the score says.")] = "",
+    quarantine: Annotated[str, typer.Option(help="Keep this voter's votes out of training.")] = "",
+    ban: Annotated[str, typer.Option(help="Take no more votes from this voter.")] = "",
+    reason: Annotated[str, typer.Option(help="Kept in the voter's history.")] = "asked for",
+) -> None:
+    """List voters with their scores, or say whose votes are heard."""
+    client = _client()
+    for act, voter in (("release", release), ("quarantine", quarantine), ("ban", ban)):
+        if voter:
+            now = client.post(f"/voters/{quote(voter, safe='')}/{act}", {"model": model, "reason": reason})
+            console.print(f"{now['id']} is {now['state']}.", markup=False)
+    if not (release or quarantine or ban):
+        wanted = {"state": state} if state else {}
+        console.print(voters_table(client.pages("/voters", model=model, **wanted)))
+
+
+@command
+def stats(model: Model = "heed") -> None:
+    """What the votes say of each adapter, and how far they can be trusted."""
+    found = _client().get("/stats", model=model)
+    console.print(versions_table(found))
+    console.print(votes_table(found))
 
 
 def _follow(client: Client, job_id: str) -> None:

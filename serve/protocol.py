@@ -166,6 +166,11 @@ class ReasonRequest(Body):
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
 
 
+class VoterRequest(Body):
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    model: str | None = None
+
+
 class RollbackRequest(Body):
     model: str | None = None
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)]

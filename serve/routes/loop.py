@@ -45,21 +45,14 @@ def _rows(pair: Pair, format: Format) -> list[Json]:
 
 @router.get("/stats")
 async def show_stats(here: Here, _: Operator, model: Model = None) -> Json:
+    """What is not settled yet is settled first."""
     ledger = here.ledger(model)
     await pairs.settle(ledger)
-    counts = await pairs.counts(ledger)
     serving = await adapters.serving(ledger)
-    waiting = len(await pairs.waiting(ledger))
     return {
         "object": "stats",
         "model": ledger.model,
         **await stats.totals(ledger),
-        "pairs": {
-            "total": counts.total,
-            "train": counts.train,
-            "held_out": counts.held_out,
-            "waiting": waiting,
-            "by_source": counts.by_source,
-        },
+        **await stats.quality(ledger),
         "serving": serving.model_dump(exclude={"v"}),
     }

@@ -8,7 +8,7 @@ from feedback import votes
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, Vote
 from feedback.votes import Opinion
-from serve.auth import Client
+from serve.auth import Client, key_of
 from serve.gateway import After, Here, Limit, Model, page
 from serve.protocol import PreferenceRequest, VoteRequest
 
@@ -30,6 +30,8 @@ async def vote(body: VoteRequest, here: Here, client: Client) -> Json:
             reasons=body.reasons,
             comment=body.comment,
             correction=body.correction,
+            key=key_of(client),
+            is_paced=True,
         ),
         CompletionUnknown,
     )
@@ -42,7 +44,14 @@ async def vote(body: VoteRequest, here: Here, client: Client) -> Json:
 async def prefer(body: PreferenceRequest, here: Here, client: Client) -> Json:
     chosen, rejected = (AnswerRef(**named.model_dump()) for named in (body.chosen, body.rejected))
     preference, changed = await here.where_known(
-        lambda ledger: votes.prefer(ledger, chosen=chosen, rejected=rejected, voter=body.voter or client),
+        lambda ledger: votes.prefer(
+            ledger,
+            chosen=chosen,
+            rejected=rejected,
+            voter=body.voter or client,
+            key=key_of(client),
+            is_paced=True,
+        ),
         CompletionUnknown,
     )
     if changed:
@@ -77,4 +86,4 @@ async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
 
 def _shown(opinion: Opinion) -> Json:
     kind = "vote" if isinstance(opinion, Vote) else "preference"
-    return {"object": kind, **opinion.model_dump(exclude={"v", "prompt_hash"}), "changed": False}
+    return {"object": kind, **opinion.model_dump(exclude={"v", "prompt_hash", "key"}), "changed": False}

@@ -1,0 +1,64 @@
+"""Tables of the report in the terminal: a share with its interval, or a dash where nothing was counted."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+Json = dict[str, Any]
+
+
+def versions_table(stats: Json) -> Table:
+    table = Table("adapter", "votes", "up-rate", "win rate", "against", "vote to live", box=None)
+    for one in stats["versions"]:
+        name = f"{one['id']} (live)" if one["id"] == stats["serving"]["live"] else one["id"]
+        wins = one["win_rate"]
+        wait = _duration(one["vote_to_live_s"])
+        table.add_row(name, str(one["votes"]), share(one["up_rate"]), share(wins), wins["against"] or "-", wait)
+    return table
+
+
+def votes_table(stats: Json) -> Table:
+    sides = stats["position_bias"]
+    states = ", ".join(f"{n} {state}" for state, n in stats["voters"].items() if n)
+    table = Table(show_header=False, box=None)
+    table.add_row("answers voted on", f"{share(stats['voted_share'])}, last {stats['voted_share']['days']} days")
+    table.add_row("voters", states or "none")
+    table.add_row("votes not heard", str(stats["unheard_votes"]))
+    table.add_row("voters agree", _plain(stats["agreement"]))
+    table.add_row("side a wins", f"{share(sides)}; {sides['ties']} ties, {sides['both_bad']} both bad")
+    table.add_row("the longer answer wins", share(stats["length_bias"]))
+    table.add_row("vote to live", _duration(stats["vote_to_live_s"]["median"]))
+    return table
+
+
+def voters_table(voters: Iterable[Json]) -> Table:
+    table = Table("voter", "state", "votes", "agreed", "kappa", "asked", "chance", box=None)
+    for one in voters:
+        agreed = f"{one['agreed']} of {one['measured']}"
+        kappa = "-" if one["kappa"] is None else f"{one['kappa']:.2f}"
+        asked = "-" if one["asked"] is None else f"{one['asked']:.0%}"
+        state = f"{one['state']} (outlier)" if one["is_outlier"] else one["state"]
+        # A voter's name is a client's text, and no markup.
+        table.add_row(Text(one["id"]), state, str(one["votes"]), agreed, kappa, asked, f"{one['chance']:.1g}")
+    return table
+
+
+def share(found: Json) -> str:
+    if found["share"] is None:
+        return "-"
+    return f"{found['share']:.0%} ({found['low']:.0%} to {found['high']:.0%}, n = {found['of']})"
+
+
+def _plain(found: Json) -> str:
+    return "-" if found["share"] is None else f"{found['share']:.0%} of {found['of']} meetings"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
