@@ -177,6 +177,10 @@ async def settle(ledger: Ledger) -> int:
     return settled
 
 
+async def _settle(ledger: Ledger, prompt_hash: str) -> int:
+    return await write_prompt(ledger, await read_prompt(ledger, prompt_hash))
+
+
 async def settle_and_judge(ledger: Ledger) -> int:
     """Settle until no outlier is left among the voters who are heard; returns how many were quarantined."""
     quarantined = 0
@@ -216,22 +220,22 @@ async def read_prompt(ledger: Ledger, prompt_hash: str) -> Prompt:
     return Prompt(prompt_hash, count, report.times(kept), before - {p.id for p in pairs}, pairs, part)
 
 
-async def _settle(ledger: Ledger, prompt_hash: str) -> int:
-    found = await read_prompt(ledger, prompt_hash)
-    if found.count is None:  # somebody else did
+async def write_prompt(ledger: Ledger, found: Prompt) -> int:
+    """Replace what stands of a prompt; 0 if something came in between, which leaves it unsettled."""
+    if found.count is None:  # somebody else has settled it
         return 0
     gone = sorted(found.stale)
     keys = [
         ledger.keys.unsettled,
-        ledger.keys.prompt_pairs(prompt_hash),
+        ledger.keys.prompt_pairs(found.hash),
         ledger.keys.pairs,
         ledger.keys.pairs_waiting,
-        ledger.keys.prompt_report(prompt_hash),
+        ledger.keys.prompt_report(found.hash),
         ledger.keys.report,
         ledger.keys.voter_scores,
     ]
     keys += [ledger.keys.pair(i) for i in [*(p.id for p in found.pairs), *gone]]
-    args: list[str | int | float] = [prompt_hash, found.count, len(found.pairs)]
+    args: list[str | int | float] = [found.hash, found.count, len(found.pairs)]
     for pair in found.pairs:
         args += [pair.id, pair.model_dump_json(exclude_none=True), pair.created]
     return int(await ledger.run(SETTLE, keys, [*args, *gone, found.times, found.part.text]))

@@ -22,7 +22,8 @@ SILENT: tuple[VoterState, ...] = ("quarantined", "banned")
 
 # A function for scripts that take votes, so that being admitted costs no call of its own: a leaky bucket of one minute
 # (the generic cell rate algorithm, ITU-T I.371). Each vote fills the buckets of its voter and of its key by a part; one
-# that would overflow either is refused with the wait in ms, and fills neither. A part of 0 is no limit.
+# that would overflow either is refused with the wait in ms, and fills neither; half a part is left to rounding. A part
+# of 0 is no limit.
 ADMIT = """
 local function admit(states, voter, now, voter_pace, voter_part, key_pace, key_part)
   if redis.call('HGET', states, voter) == 'banned' then return 'banned' end
@@ -30,7 +31,8 @@ local function admit(states, voter, now, voter_pace, voter_part, key_pace, key_p
   for pace, part in pairs({[voter_pace] = tonumber(voter_part), [key_pace] = tonumber(key_part)}) do
     if part > 0 then
       full[pace] = math.max(tonumber(redis.call('GET', pace) or '0'), tonumber(now)) + part
-      wait = math.max(wait, full[pace] - tonumber(now) - 60000)
+      local over = full[pace] - tonumber(now) - 60000
+      if over > part / 2 then wait = math.max(wait, over) end
     end
   end
   if wait > 0 then return 'wait ' .. math.ceil(wait) end
