@@ -171,7 +171,12 @@ def test_a_comparison_and_a_preference_between_the_same_answers_are_one_question
     preference = Preference(
         id="pref-1", chosen=shown.a, rejected=shown.b, prompt_hash="h", voter="ann", created=1, updated=1
     )
-    given = [preference, compared(1, "a", "bob"), compared(1, "b", "cat"), compared(1, "tie", "dan")]
+    given: list[ballots.Opinion] = [
+        preference,
+        compared(1, "a", "bob"),
+        compared(1, "b", "cat"),
+        compared(1, "tie", "dan"),
+    ]
 
     found = ballots.cast(given, {shown.id: shown})
 
