@@ -9,7 +9,7 @@ drawn, so the cost does not grow with the votes.
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, sqrt
@@ -19,12 +19,16 @@ RESAMPLES = 200
 
 STEPS = 200
 CLOSE = 1e-4
-"""Relative change of the strengths at which the iteration ends: a hundredth of a point of a win rate."""
+"""Relative change of the strengths at which the iteration ends: on a chain of twelve adapters it left the win rates
+within a tenth of a point of those at 1e-7, which took sixty times as long."""
 
 PRIOR = 0.5
 
 Outcomes = tuple[tuple[str, str, int, int], ...]
 """Winner, loser, wins, ties. A tie is named once, by either."""
+
+Game = tuple[int, int, int, int]
+"""The same by the adapters' places."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class Strength:
     against: str
 
 
-def outcomes(counters: Mapping[str, int]) -> Outcomes:
-    """From the report's counters. Two answers of one adapter say nothing of which is better."""
+def outcomes(counters: Mapping[str, int], among: Iterable[str]) -> Outcomes:
+    """From the report's counters, those between two of `among`. Two answers of one adapter say nothing of which is better."""
+    some = set(among)
     found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for name, n in counters.items():
         kind, *names = name.split(" ")
-        if kind in ("beat", "tied") and names[0] != names[1]:
+        if kind in ("beat", "tied") and names[0] != names[1] and some.issuperset(names):
             found[names[0], names[1]][kind == "tied"] += n
     return tuple((one, other, wins, ties) for (one, other), (wins, ties) in sorted(found.items()))
 
@@ -60,51 +65,49 @@ def strengths(games: Outcomes, base: str) -> dict[str, Strength]:
 
 
 def _within(games: Outcomes, reference: str) -> dict[str, Strength]:
-    point = _fit(games, {})
-    played: dict[str, int] = defaultdict(int)
-    for one, other, wins, ties in games:
-        played[one] += wins + ties
-        played[other] += wins + ties
+    names = sorted({name for one, other, _, _ in games for name in (one, other)})
+    place = {name: i for i, name in enumerate(names)}
+    played = [(place[one], place[other], wins, ties) for one, other, wins, ties in games]
+    point = _fit(played, [1.0] * len(names))
     chance = random.Random(0)  # the same figures for the same votes
-    drawn = [_fit(_resampled(games, chance), point) for _ in range(RESAMPLES)]
-    edge = RESAMPLES // 40
+    drawn = [_fit(_resampled(played, chance), point) for _ in range(RESAMPLES)]
+    edge, known = RESAMPLES // 40, place[reference]
     found: dict[str, Strength] = {}
-    for name in point:
-        if name != reference:
-            shares = sorted(_wins(some, name, reference) for some in drawn)
-            share = _wins(point, name, reference)
-            found[name] = Strength(share, shares[edge], shares[-1 - edge], played[name], reference)
+    for i, name in enumerate(names):
+        if i != known:
+            shares = sorted(some[i] / (some[i] + some[known]) for some in drawn)
+            share = point[i] / (point[i] + point[known])
+            of = sum(wins + ties for one, other, wins, ties in played if i in (one, other))
+            found[name] = Strength(share, shares[edge], shares[-1 - edge], of, reference)
     return found
 
 
-def _fit(games: Outcomes, start: Mapping[str, float]) -> dict[str, float]:
-    won: dict[str, float] = defaultdict(float)
-    met: dict[tuple[str, str], int] = defaultdict(int)
+def _fit(games: Iterable[Game], start: Sequence[float]) -> list[float]:
+    """Strengths by place; `start` is a guess at them."""
+    won = [PRIOR / 2] * len(start)
+    met: dict[tuple[int, int], int] = defaultdict(int)
     for one, other, wins, ties in games:
         won[one] += wins + ties / 2
         won[other] += ties / 2
         met[min(one, other), max(one, other)] += wins + ties
-    now = {name: start.get(name, 1.0) for name in won}
+    edges = [(one, other, n) for (one, other), n in met.items()]
+    now = list(start)
     for _ in range(STEPS):
-        weights = {name: PRIOR / (strength + 1) for name, strength in now.items()}
-        for (one, other), n in met.items():
+        weights = [PRIOR / (strength + 1) for strength in now]
+        for one, other, n in edges:
             weight = n / (now[one] + now[other])
             weights[one] += weight
             weights[other] += weight
-        new = {name: (won[name] + PRIOR / 2) / weights[name] for name in now}
-        moved = max(abs(new[name] / now[name] - 1) for name in now)
+        new = [wins / weight for wins, weight in zip(won, weights, strict=True)]
+        moved = max(abs(after / before - 1) for after, before in zip(new, now, strict=True))
         now = new
         if moved < CLOSE:
             break
     return now
 
 
-def _wins(strengths: Mapping[str, float], name: str, other: str) -> float:
-    return strengths[name] / (strengths[name] + strengths[other])
-
-
-def _resampled(games: Outcomes, chance: random.Random) -> Outcomes:
-    return tuple((one, other, _poisson(wins, chance), _poisson(ties, chance)) for one, other, wins, ties in games)
+def _resampled(games: Iterable[Game], chance: random.Random) -> list[Game]:
+    return [(one, other, _poisson(wins, chance), _poisson(ties, chance)) for one, other, wins, ties in games]
 
 
 def _poisson(mean: int, chance: random.Random) -> int:

@@ -6,7 +6,12 @@ import pytest
 
 from feedback import strengths
 from feedback.proportions import wilson
-from feedback.strengths import strengths as fit
+from feedback.strengths import Strength
+
+
+def fit(counters: dict[str, int]) -> dict[str, Strength]:
+    names = {name for counter in counters for name in counter.split()[1:]}
+    return strengths.strengths(strengths.outcomes(counters, names), "heed-base")
 
 
 def games(truth: dict[str, float], each: int, chance: random.Random, ties: float = 0.0) -> dict[str, int]:
@@ -29,7 +34,7 @@ def games(truth: dict[str, float], each: int, chance: random.Random, ties: float
 def test_two_adapters_win_as_often_as_they_won() -> None:
     counters = {"beat heed-v1-a heed-base": 60, "beat heed-base heed-v1-a": 20, "tied heed-base heed-v1-a": 20}
 
-    found = fit(strengths.outcomes(counters), "heed-base")["heed-v1-a"]
+    found = fit(counters)["heed-v1-a"]
 
     assert found.share == pytest.approx(0.7, abs=0.01)
     assert (found.of, found.against) == (100, "heed-base")
@@ -43,7 +48,7 @@ def test_an_adapter_is_measured_against_a_base_it_only_met_by_others() -> None:
     counters = games(truth, 4000, random.Random(1))
     apart = {name: n for name, n in counters.items() if not {"heed-v2-b", "heed-base"} <= set(name.split())}
 
-    found = fit(strengths.outcomes(apart), "heed-base")
+    found = fit(apart)
 
     assert found["heed-v2-b"].share == pytest.approx(4 / 5, abs=0.02)
     assert found["heed-v2-b"].low < 0.8 < found["heed-v2-b"].high
@@ -54,7 +59,7 @@ def test_the_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     truth = {"heed-v1-a": 1.5, "heed-v2-b": 2.5, "heed-base": 1.0}
     held = tried = 0
     for _ in range(50):
-        found = fit(strengths.outcomes(games(truth, 60, chance)), "heed-base")
+        found = fit(games(truth, 60, chance))
         for name, strength in found.items():
             tried += 1
             held += strength.low <= truth[name] / (truth[name] + 1) <= strength.high
@@ -65,7 +70,7 @@ def test_the_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_who_won_every_time_is_not_infinitely_strong() -> None:
-    found = fit(strengths.outcomes({"beat heed-v1-a heed-base": 5}), "heed-base")["heed-v1-a"]
+    found = fit({"beat heed-v1-a heed-base": 5})["heed-v1-a"]
 
     assert 0.8 < found.share < 1.0
 
@@ -73,7 +78,7 @@ def test_who_won_every_time_is_not_infinitely_strong() -> None:
 def test_who_never_met_the_base_is_measured_against_the_first_it_met() -> None:
     counters = {"beat heed-v2-b heed-v1-a": 30, "beat heed-v3-c heed-base": 30, "beat heed-v4-d heed-v4-d": 9}
 
-    found = fit(strengths.outcomes(counters), "heed-base")
+    found = fit(counters)
 
     assert {name: one.against for name, one in found.items()} == {"heed-v2-b": "heed-v1-a", "heed-v3-c": "heed-base"}
 
@@ -81,10 +86,10 @@ def test_who_never_met_the_base_is_measured_against_the_first_it_met() -> None:
 def test_the_same_votes_give_the_same_figures() -> None:
     counters = games({"heed-base": 1.0, "heed-v1-a": 2.0}, 50, random.Random(4), ties=0.2)
 
-    one = strengths.outcomes(counters)
+    one = fit(counters)
     strengths.strengths.cache_clear()
 
-    assert fit(one, "heed-base") == fit(strengths.outcomes(dict(reversed(counters.items()))), "heed-base")
+    assert fit(dict(reversed(counters.items()))) == one
 
 
 @pytest.mark.parametrize("mean", [0, 1, 7, 49, 80, 2000])
