@@ -43,7 +43,7 @@ class Strength:
 
 
 def outcomes(counters: Mapping[str, int], among: Iterable[str]) -> Outcomes:
-    """From the report's counters, those between two of `among`. Two answers of one adapter say nothing of which is better."""
+    """From the report's counters, between two of `among`; two answers of one adapter do not tell which is better."""
     some = set(among)
     found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for name, n in counters.items():

@@ -78,9 +78,8 @@ async def look(ledger: Ledger) -> None:
             await stats.quality(ledger)
             took.append((time.monotonic() - began) * 1e3)
     print(f"{len(await report.counters(ledger))} counters; the report, median (worst) of {LOOKS}:")
-    print(
-        f"  {median(fresh):.0f} ({max(fresh):.0f}) ms with new comparisons, {median(again):.0f} ({max(again):.0f}) ms else"
-    )
+    for what, took in (("after new comparisons", fresh), ("else", again)):
+        print(f"  {median(took):.0f} ({max(took):.0f}) ms {what}")
 
 
 async def main(asked: argparse.Namespace) -> None:
