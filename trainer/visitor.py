@@ -97,6 +97,9 @@ class Visitor:
             raise DemoStopped(
                 f"The gateway at {self.url} broke off at {method} {path} ({type(error).__name__}). Is it still running?"
             ) from None
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:  # few simulated voters vote faster than people do
+            await asyncio.sleep(float(response.headers.get("retry-after", 1)))
+            return await self._call(method, path, body)
         if response.is_success:
             answer: Json = response.json()
             return answer

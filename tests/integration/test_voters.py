@@ -18,6 +18,7 @@ from tests import electorate
 from tests.electorate import contrary, honest
 from tests.gateways import RunningGateway, running_gateway
 from tests.scripted_engine import scripted_engine
+from trainer.visitor import Visitor, each
 
 
 @pytest.fixture
@@ -132,6 +133,20 @@ async def test_too_many_votes_in_a_minute_are_told_when_to_come_again(ledger: Le
     assert (repeated.status_code, repeated.json()["changed"]) == (200, False)
     assert other.status_code == 200
     assert len((await votes.page(ledger, limit=100))[0]) == 4
+
+
+async def test_the_demo_waits_where_its_voters_are_too_fast(ledger: Ledger, tmp_path: Path) -> None:
+    slow = Ledger(ledger.redis, ledger.keys, ledger.settings.model_copy(update={"voter_votes_per_minute": 60}))
+    made = await asked(ledger, 63)
+    async with (
+        scripted_engine() as engine,
+        running_gateway(slow, tmp_path, engine) as gateway,
+        Visitor(gateway.url, "") as visitor,
+    ):
+        await each(made, lambda one: visitor.vote(one.id, "up", "ann"), lambda: None)
+
+        assert await gateway.count('heed_requests_total{method="POST",status="429"}') >= 1
+    assert len((await votes.page(ledger, limit=100))[0]) == 63
 
 
 async def test_a_pace_is_a_minute_s_votes_at_once_and_then_one_by_one(ledger: Ledger) -> None:

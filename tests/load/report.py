@@ -69,7 +69,8 @@ async def add_comparisons(ledger: Ledger, chance: random.Random) -> None:
 
 
 async def look(ledger: Ledger) -> None:
-    fresh, again = [], []
+    fresh: list[float] = []
+    again: list[float] = []
     for _ in range(LOOKS):
         strengths.strengths.cache_clear()
         for took in (fresh, again):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from feedback.caps import Caps
 from feedback.errors import TooFewPairs
 from feedback.records import Pair, Split, digest
 from trainer.dataset import Dataset, Least, build, choose, refuse_too_few
@@ -99,6 +100,20 @@ def test_with_nothing_new_everything_is_trained_on_again() -> None:
     everything = many(10, 2)
 
     assert choose(everything, [], replay=0.0, seed=0, least=NONE).ids == sorted(ids(everything))
+
+
+def test_what_is_over_a_cap_is_left_out_on_each_side_and_counted() -> None:
+    def by(voter: str, some: list[Pair]) -> list[Pair]:
+        return [one.model_copy(update={"voters": [voter], "needed": [voter]}) for one in some]
+
+    bot = by("bot", [pair(i, split="train" if i % 2 else "held_out") for i in range(200)])
+    crowd = [one for i in range(100) for one in by(f"person-{i}", [pair(1000 + i)])]
+
+    chosen = choose([*bot, *crowd], ids([*bot, *crowd]), 0.1, seed=0, least=NONE, limits=Caps(0.02, voter_pairs=10))
+
+    rows = build(chosen.ids, [*bot, *crowd])
+    assert chosen.capped == 90  # of 100 to train on; on the other side there is nobody else
+    assert (len(rows.train), len(rows.held_out)) == (110, 100)
 
 
 def test_what_cannot_teach_is_dropped_and_counted() -> None:
