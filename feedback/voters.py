@@ -27,18 +27,22 @@ SILENT: tuple[VoterState, ...] = ("quarantined", "banned")
 ADMIT = """
 local function admit(states, voter, now, voter_pace, voter_part, key_pace, key_part)
   if redis.call('HGET', states, voter) == 'banned' then return 'banned' end
-  local wait, full = 0, {}
-  for pace, part in pairs({[voter_pace] = tonumber(voter_part), [key_pace] = tonumber(key_part)}) do
-    if part > 0 then
-      full[pace] = math.max(tonumber(redis.call('GET', pace) or '0'), tonumber(now)) + part
-      local over = full[pace] - tonumber(now) - 60000
-      if over > part / 2 then wait = math.max(wait, over) end
-    end
+  now, voter_part, key_part = tonumber(now), tonumber(voter_part), tonumber(key_part)
+  local function filled(pace, part)
+    return part > 0 and math.max(tonumber(redis.call('GET', pace) or '0'), now) + part or now
   end
+  local function over(at, part)
+    local wait = at - now - 60000
+    return wait > part / 2 and wait or 0
+  end
+  local function keep(pace, part, at)
+    if part > 0 then redis.call('SET', pace, string.format('%.3f', at), 'PX', math.ceil(at - now)) end
+  end
+  local voter_at, key_at = filled(voter_pace, voter_part), filled(key_pace, key_part)
+  local wait = math.max(over(voter_at, voter_part), over(key_at, key_part))
   if wait > 0 then return 'wait ' .. math.ceil(wait) end
-  for pace, at in pairs(full) do
-    redis.call('SET', pace, string.format('%.3f', at), 'PX', math.ceil(at - tonumber(now)))
-  end
+  keep(voter_pace, voter_part, voter_at)
+  keep(key_pace, key_part, key_at)
   return nil
 end
 """

@@ -20,7 +20,8 @@ async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
 
     Returns the id of an open job that no worker attends to.
     """
-    await pairs.settle_and_judge(ledger)
+    if await pairs.settle(ledger):  # without new votes nobody looks different, and each look reads all voters
+        await pairs.settle_and_judge(ledger)
     if not await jobs.open_ids(ledger) and (trigger := await _due(ledger, settings)):
         # The seed is the time's, so that two jobs in a row do not replay the same old pairs.
         now = ledger.clock()
