@@ -27,6 +27,7 @@ Json = dict[str, Any]
 Model = Annotated[str, typer.Option(help="Served model.")]
 
 LOOK_EVERY_S = 0.5
+VOTERS_SHOWN = 100
 OPEN = ("validating_files", "queued", "running")
 
 
@@ -131,8 +132,10 @@ def voters(
             now = client.post(f"/voters/{quote(voter, safe='')}/{act}", {"model": model, "reason": reason})
             console.print(f"{now['id']} is {now['state']}.", markup=False)
     if not (release or quarantine or ban):
-        wanted = {"state": state} if state else {}
-        console.print(voters_table(client.pages("/voters", model=model, **wanted)))
+        listed = client.get("/voters", model=model, limit=VOTERS_SHOWN, **({"state": state} if state else {}))
+        console.print(voters_table(listed["data"]))
+        if listed["has_more"]:
+            console.print(f"These are the first {VOTERS_SHOWN} by name; --state shows fewer.")
 
 
 @command

@@ -56,16 +56,6 @@ class Client:
     def get(self, path: str, **query: Any) -> Json:
         return self._call("GET", path, params=query)
 
-    def pages(self, path: str, **query: Any) -> Iterator[Json]:
-        """Everything a list holds, page by page."""
-        after: Json = {}
-        while True:
-            found = self.get(path, limit=100, **query, **after)
-            yield from found["data"]
-            if not found["has_more"]:
-                return
-            after = {"after": found["last_id"]}
-
     def post(self, path: str, body: Json) -> Json:
         return self._call("POST", path, json=body)
 
