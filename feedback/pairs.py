@@ -187,9 +187,13 @@ async def waiting(ledger: Ledger) -> list[str]:
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.pairs_waiting, 0, -1)))
 
 
-async def waiting_since(ledger: Ledger, since: float) -> int:
-    """How many pairs wait whose last opinion was given after `since`."""
-    return int(await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")))
+async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
+    """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
+    oldest = await ledger.reply(
+        ledger.redis.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    )
+    count = await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf"))
+    return int(count), oldest[0][1] if oldest else None
 
 
 @dataclass(frozen=True)

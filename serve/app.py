@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from feedback.connection import open_ledger
 from feedback.settings import LedgerSettings
@@ -46,9 +47,10 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
                 await replica.engine.close()
             await first.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Heed",
         description="A chat service that improves from what its users say about its answers.",
+        redoc_url=None,  # one page is enough
         lifespan=lifespan,
         redirect_slashes=False,
     )

@@ -44,7 +44,7 @@ class Hyperparameters:
     epochs: float = 3.0
     batch_size: int = 8
     learning_rate: float = 1e-3
-    sft_weight: float = 1.0
+    sft_weight: float = 2.0
     lora_rank: int = 16
     seed: int = 0
     max_length: int = 512
