@@ -189,10 +189,10 @@ async def waiting(ledger: Ledger) -> list[str]:
 
 async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
     """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
-    oldest = await ledger.reply(
-        ledger.redis.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
-    )
-    count = await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf"))
+    pipe = ledger.redis.pipeline(transaction=False)
+    pipe.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")
+    pipe.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    count, oldest = await ledger.reply(pipe.execute())
     return int(count), oldest[0][1] if oldest else None
 
 

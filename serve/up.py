@@ -7,6 +7,7 @@ all of them on Ctrl-C or SIGTERM. State is in var/; nothing else is written.
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -175,8 +176,8 @@ def write_notice(path: Path, decided: Stack) -> None:
 def welcome(decided: Stack, logs: Path, took_s: float) -> None:
     url, name = decided.gateway_url, decided.names[0]
     heed = "heed" if which("heed") else os.path.relpath(Path(sys.executable).parent / "heed")
-    if url != "http://127.0.0.1:8000":
-        heed = f"HEED_PORT={decided.settings.port} {heed}"
+    if decided.settings.var != Path("var"):  # the commands find key and address there
+        heed = f"HEED_VAR={shlex.quote(str(decided.var))} {heed}"
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "How do I make pasta?"}]})
     lines = [
         "",

@@ -1,8 +1,8 @@
 """The schedule: what is due? Asked every few seconds, by any number of workers at once.
 
 A job is due because an operator asked for it, because enough new pairs came in, or because one has waited for long
-enough; one at a time for each served model. Pairs count as new only when they came after the newest job began: a job that failed is
-not repeated by itself before there is something new to learn.
+enough; one at a time for each served model. Pairs count as new only when they came after the newest job began: a job
+that failed is not repeated by itself before there is something new to learn.
 """
 
 from typing import Literal

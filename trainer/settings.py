@@ -32,7 +32,9 @@ class WorkshopSettings(BaseSettings):
         description="New pairs that start a job by themselves, 0 for never; more than one `heed demo` gives.",
     )
     train_every_hours: float = Field(
-        24, ge=0, description="Longest wait of a new pair for a job, 0 for no limit; a team sees its votes at work daily."
+        24,
+        ge=0,
+        description="Longest wait of a new pair for its job, 0 for no limit: votes are at work by the next day.",
     )
     max_attempts: int = Field(
         3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve import preflight, stack, tether
+from serve import preflight, stack, tether, up
 from serve.preflight import CannotStart
 from serve.stack import Stack, StackSettings
 from serve.supervisor import Service, ServiceFailed, Started, Supervisor
@@ -208,3 +208,18 @@ def test_a_supervisor_killed_with_signal_9_leaves_no_process(tmp_path: Path) -> 
 
     # The children ignore SIGTERM, so this is also the keeper's patience.
     wait_for(lambda: not any(tether.members(session) for session in sessions), "both families end", 30)
+
+
+def test_the_welcome_names_commands_that_find_this_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = Stack(settings(var=tmp_path), "cpu", ledger_port=1, engine_port=2)
+    usual = Stack(settings(), "cpu", ledger_port=1, engine_port=2)
+
+    up.welcome(elsewhere, tmp_path / "logs", took_s=1)
+    up.welcome(usual, Path("var/logs"), took_s=1)
+
+    said = capsys.readouterr().out
+    first, second = said.split("Ctrl-C stops everything", 1)
+    assert f"HEED_VAR={tmp_path} " in first
+    assert str(tmp_path / "operator.key") in first
+    assert "HEED_VAR" not in second
+    assert f"curl {usual.gateway_url}/v1/chat/completions" in second
