@@ -21,15 +21,16 @@ async def record(ledger: Ledger, completion: Completion) -> None:
     await ledger.reply(pipe.execute())
 
 
-async def get(ledger: Ledger, completion_id: str) -> Completion:
-    """Raises CompletionUnknown."""
+async def get(ledger: Ledger, completion_id: str, client: str | None = None) -> Completion:
+    """With `client`, only if that key asked for it; others learn nothing of it. Raises CompletionUnknown."""
     text = await ledger.reply(ledger.redis.get(ledger.keys.completion(completion_id)))
-    if text is None:
+    completion = Completion.model_validate_json(text) if text is not None else None
+    if completion is None or client not in (None, completion.client):
         raise CompletionUnknown(
             f"no completion {completion_id!r}: it was not stored, was deleted, or expired without a vote "
             f"after {ledger.settings.completion_ttl_days:g} days"
         )
-    return Completion.model_validate_json(text)
+    return completion
 
 
 async def get_many(ledger: Ledger, ids: Iterable[str]) -> dict[str, Completion]:

@@ -70,6 +70,7 @@ class Completion(Record):
     usage: dict[str, Any] | None = None
     params: dict[str, Any] = Field(default_factory=dict, description="Sampling parameters as the client sent them.")
     user: str | None = None
+    client: str = Field("anonymous", description="Name of the key that asked, see serve/auth.py.")
     metadata: dict[str, str] | None = None
     request_id: str | None = None
 

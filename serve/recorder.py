@@ -28,6 +28,7 @@ class Asked:
     target: Target
     ledger: Ledger
     number: str
+    client: str
     sent: dict[str, Any]
     forwarded: dict[str, Any]
     arrived: float = field(default_factory=time.perf_counter)
@@ -71,6 +72,7 @@ class Asked:
             usage=answer.get("usage"),
             params={name: value for name, value in self.sent.items() if name not in NOT_PARAMETERS},
             user=self.sent.get("user"),
+            client=self.client,
             metadata=self.sent.get("metadata"),
             request_id="req-" + self.number,
         )

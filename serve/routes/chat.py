@@ -25,17 +25,19 @@ def _documented(shape: type[Sampling]) -> dict[str, Any]:
 
 
 @router.post("/chat/completions", openapi_extra=_documented(ChatRequest), response_model=None)
-async def chat(request: Request, here: Here, _: Client) -> Answer:
-    return await _ask(request, here, "chat.completion", ChatRequest, CHAT)
+async def chat(request: Request, here: Here, client: Client) -> Answer:
+    return await _ask(request, here, client, "chat.completion", ChatRequest, CHAT)
 
 
 @router.post("/completions", openapi_extra=_documented(TextRequest), response_model=None)
-async def text(request: Request, here: Here, _: Client) -> Answer:
+async def text(request: Request, here: Here, client: Client) -> Answer:
     """Recorded, and not to be voted on: there is no conversation to learn from."""
-    return await _ask(request, here, "text_completion", TextRequest, TEXT)
+    return await _ask(request, here, client, "text_completion", TextRequest, TEXT)
 
 
-async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling], passing: frozenset[str]) -> Answer:
+async def _ask(
+    request: Request, here: Gateway, client: str, kind: Kind, shape: type[Sampling], passing: frozenset[str]
+) -> Answer:
     sent = _read(await request.body(), shape, passing | set(here.settings.extra_parameters))
     target = here.routing.resolve(sent["model"])
     await _expect_servable(here, target)
@@ -47,7 +49,7 @@ async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling
         forwarded["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
     path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
     ledger = here.ledgers[target.served_model]
-    return Answer(here, Asked(kind, path, target, ledger, request.state.number, sent, forwarded))
+    return Answer(here, Asked(kind, path, target, ledger, request.state.number, client, sent, forwarded))
 
 
 def _read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from feedback import votes
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, Vote
 from feedback.votes import Opinion
-from serve.auth import Client
+from serve.auth import Client, reader_of_all
 from serve.gateway import After, Here, Limit, Model, page
 from serve.protocol import PreferenceRequest, VoteRequest
 
@@ -52,6 +52,7 @@ async def prefer(body: PreferenceRequest, here: Here, client: Client) -> Json:
 
 @router.get("/votes")
 async def list_votes(
+    request: Request,
     here: Here,
     _: Client,
     completion_id: str | None = None,
@@ -59,6 +60,8 @@ async def list_votes(
     after: After = None,
     limit: Limit = 20,
 ) -> Json:
+    if completion_id is None:
+        await reader_of_all(request)
     found, has_more = await votes.page(here.ledger(model), completion_id, after, limit)
     return page([_shown(opinion) for opinion in found], has_more)
 
