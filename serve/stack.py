@@ -261,6 +261,7 @@ def engine(stack: Stack, key: str) -> Service:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_KVCACHE_SPACE": str(stack.settings.kv_cache_gb),
             "OMP_NUM_THREADS": str(engine_threads(stack)),
+            "OMP_WAIT_POLICY": "PASSIVE",  # a thread that spins takes the core that another one waits for
             # torch.compile's only use here is one comparison of logprobs: the first request with logprobs took 17.0 s
             # and needed a C++ compiler; without, it takes 0.14 s and needs none. Measured on two cores, vLLM 0.32.
             "TORCHDYNAMO_DISABLE": "1",
@@ -279,6 +280,7 @@ def engine(stack: Stack, key: str) -> Service:
 
 
 def engine_threads(stack: Stack) -> int:
-    """The pocket model's matrices are too small for many threads; a model of one's own gets every core it may use."""
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, 4) if stack.is_pocket else cores
+    """One for the pocket model, whose matrices are too small to share: two threads gave fewer tokens a second, and on
+    busy cores, where one waits for the other, a fiftieth (docs/benchmarks.md). Other models get every core.
+    """
+    return 1 if stack.is_pocket else len(os.sched_getaffinity(0))

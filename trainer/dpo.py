@@ -151,7 +151,6 @@ def build_trainer(run: Run, pairs: Dataset) -> DPOTrainer:
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        torch.set_num_threads(machine.thread_quota())
         _score_completions_only()
     model = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.bfloat16 if on_gpu else torch.float32)
     settings = run.settings
