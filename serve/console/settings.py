@@ -16,7 +16,7 @@ class ConsoleSettings(ClientSettings):
         description="Address to bind. Beyond loopback (a container) nobody acts with this machine's operator key: "
         "each visitor is asked for one.",
     )
-    console_port: int = Field(7860, ge=1, le=65535, description="Port to bind; where people look for a Gradio page.")
+    console_port: int = Field(7860, ge=1, le=65535, description="Port to bind; Gradio's usual one.")
 
     @property
     def own_key(self) -> str:
