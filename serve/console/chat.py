@@ -79,35 +79,36 @@ class ChatPage:
         older_wins.click(self.prefer_older, [turns, memory, key], view, api_name="prefer_older", **noted)
         words = [comment, correction]
         more.click(self.say_more, [*words, turns, memory, key], [*words, *view], api_name="say_more", **noted)
-        for forget in (new.click, chatbot.clear):
-            forget(self.forget, memory, view, **unseen)
+        gr.on([new.click, chatbot.clear], self.forget, memory, view, **unseen)
         page.load(self.recall, memory, view, **unseen)
-        for look in (page.load, gr.Timer(LOOK_EVERY_S).tick):
-            look(self.look, [model, key], [model, key, down], **unseen)
+        gr.on([page.load, gr.Timer(LOOK_EVERY_S).tick], self.look, [model, key], [model, key, down], **unseen)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
     async def ask(self, text: str, turns: list[Turn], model: str, key: str) -> AsyncIterator[Step]:
         """A failure before the first token gives the text back, so that Enter asks again."""
         if not text.strip():
-            yield _idle(text), *_talk(turns)
+            yield gr.skip(), *_talk(turns)
             return
         asked = now = [*turns, question(text)]
         problem = ""
-        yield _busy(), *_talk(asked)
+        yield _buttons(is_busy=True, value=""), *_talk(asked)
         async for now, problem in self._answer(asked, answer(), model, key):
             yield gr.skip(), *_talk(now, problem)
-        yield (_idle(text), *_talk(turns, problem)) if now == asked else (_idle(), *_talk(now, problem))
+        if now == asked:
+            yield _buttons(is_busy=False, value=text), *_talk(turns, problem)
+        else:
+            yield _buttons(is_busy=False), *_talk(now, problem)
 
     async def ask_again(self, turns: list[Turn], model: str, key: str) -> AsyncIterator[Step]:
         """The last answer gives way to another, and is kept beside it to be compared."""
         before = last_answer(turns)
         asked = now = turns[:-1] if before else turns
         problem = ""
-        yield _busy(), *_talk(asked)
+        yield _buttons(is_busy=True), *_talk(asked)
         async for now, problem in self._answer(asked, answer(before), model, key):
             yield gr.skip(), *_talk(now, problem)
-        yield _idle(), *_talk(turns if now == asked else now, problem)
+        yield _buttons(is_busy=False), *_talk(turns if problem or now == asked else now, problem)
 
     async def _answer(
         self, asked: list[Turn], reply: Turn, model: str, key: str
@@ -199,7 +200,7 @@ class ChatPage:
 
     def stop(self, turns: list[Turn], memory: Json) -> Step:
         """What has been said so far stays; the engine's work on the rest ends with our connection."""
-        return _idle(), self.remember(turns, memory)
+        return _buttons(is_busy=False), self.remember(turns, memory)
 
     def forget(self, memory: Json) -> Step:
         return _view(memory, [])
@@ -226,9 +227,6 @@ def _view(memory: Json, turns: list[Turn], said: str = "") -> Step:
     return {**memory, "turns": turns}, *_talk(turns, said)
 
 
-def _busy() -> Any:
-    return gr.update(value="", submit_btn=False, stop_btn=True)
-
-
-def _idle(text: str = "") -> Any:
-    return gr.update(value=text, submit_btn=True, stop_btn=False)
+def _buttons(is_busy: bool, **text: str) -> Any:
+    """Send or stop; without `text` what is being written stays."""
+    return gr.update(submit_btn=not is_busy, stop_btn=is_busy, **text)

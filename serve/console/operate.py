@@ -65,23 +65,22 @@ class OperatePage:
         view = [*shown, progress, curves, seen, before]
         asked = [model, job, adapter, seen, before, key]
         looking = {"api_visibility": "private", "show_progress": "hidden"}
-        for look in (page.load, gr.Timer(LOOK_EVERY_S).tick, model.change, job.input):
-            look(self.look, asked, view, **looking)
+        gr.on([page.load, gr.Timer(LOOK_EVERY_S).tick, model.change, job.input], self.show, asked, view, **looking)
         start.click(self.start, [model, beta, epochs, key], said, api_name="start").then(
-            self.look, asked, view, **looking
+            self.show, asked, view, **looking
         )
-        cancel.click(self.cancel, [job, key], said, api_name="cancel").then(self.look, asked, view, **looking)
+        cancel.click(self.cancel, [job, key], said, api_name="cancel").then(self.show, asked, view, **looking)
         for button, act, name in (
             (promote, self.promote, "promote"),
             (rollback, self.roll_back, "roll_back"),
         ):
             button.click(act, [model, adapter, reason, key], [said, reason], api_name=name).then(
-                self.look, asked, view, **looking
+                self.show, asked, view, **looking
             )
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    async def look(self, model: str, job: str, adapter: str, seen: Json, before: list[Any], key: str) -> Step:
+    async def show(self, model: str, job: str, adapter: str, seen: Json, before: list[Any], key: str) -> Step:
         """Everything on the page; what has not changed is left alone, so that nothing moves under a hand."""
         needs_key = gr.update(visible=self._calls.needs_key)
         try:
