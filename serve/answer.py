@@ -53,7 +53,7 @@ class Answer(Response):
         in_flight = metrics.in_flight.labels(slot)
         in_flight.inc()
         answering = asyncio.ensure_future(self._answer(send))
-        leaving = asyncio.ensure_future(_until_gone(receive))
+        leaving = asyncio.ensure_future(until_gone(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
@@ -166,7 +166,7 @@ async def _events(upstream: aiohttp.ClientResponse, transcript: Transcript) -> A
             yield events
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
     with contextlib.suppress(RuntimeError):
         while (await receive())["type"] != "http.disconnect":
             pass

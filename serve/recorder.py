@@ -16,7 +16,18 @@ log = logging.getLogger("heed.gateway")
 
 Kind = Literal["chat.completion", "text_completion"]
 PREFIXES: dict[Kind, str] = {"chat.completion": "chatcmpl-", "text_completion": "cmpl-"}
-NOT_PARAMETERS = {"messages", "prompt", "model", "tools", "metadata", "user", "store", "stream", "stream_options"}
+NOT_PARAMETERS = {
+    "messages",
+    "prompt",
+    "model",
+    "tools",
+    "metadata",
+    "user",
+    "store",
+    "stream",
+    "stream_options",
+    "models",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Asked:
     number: str
     sent: dict[str, Any]
     forwarded: dict[str, Any]
+    comparison: str | None = None
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -55,10 +67,14 @@ class Asked:
             return list(self.sent["messages"])
         return [{"role": "user", "content": self.sent["prompt"]}]
 
+    @property
+    def completion_id(self) -> str:
+        return PREFIXES[self.kind] + self.number
+
     def completion(self, answer: dict[str, Any]) -> Completion:
         messages, tools = self.messages, self.sent.get("tools") or None
         return Completion(
-            id=PREFIXES[self.kind] + self.number,
+            id=self.completion_id,
             object=self.kind,
             served_model=self.target.served_model,
             adapter=self.target.adapter,
@@ -73,6 +89,7 @@ class Asked:
             user=self.sent.get("user"),
             metadata=self.sent.get("metadata"),
             request_id="req-" + self.number,
+            comparison=self.comparison,
         )
 
 

@@ -19,38 +19,43 @@ from serve.routing import Target
 router = APIRouter(prefix="/v1", tags=["chat"])
 
 
-def _documented(shape: type[Sampling]) -> dict[str, Any]:
+def documented(shape: type[Sampling]) -> dict[str, Any]:
     content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-@router.post("/chat/completions", openapi_extra=_documented(ChatRequest), response_model=None)
+@router.post("/chat/completions", openapi_extra=documented(ChatRequest), response_model=None)
 async def chat(request: Request, here: Here, _: Client) -> Answer:
     return await _ask(request, here, "chat.completion", ChatRequest, CHAT)
 
 
-@router.post("/completions", openapi_extra=_documented(TextRequest), response_model=None)
+@router.post("/completions", openapi_extra=documented(TextRequest), response_model=None)
 async def text(request: Request, here: Here, _: Client) -> Answer:
     """Recorded, and not to be voted on: there is no conversation to learn from."""
     return await _ask(request, here, "text_completion", TextRequest, TEXT)
 
 
 async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling], passing: frozenset[str]) -> Answer:
-    sent = _read(await request.body(), shape, passing | set(here.settings.extra_parameters))
+    sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
     target = here.routing.resolve(sent["model"])
-    await _expect_servable(here, target)
-    forwarded = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
-    forwarded["model"] = target.adapter
+    await expect_servable(here, target)
+    path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
+    ledger = here.ledgers[target.served_model]
+    return Answer(here, Asked(kind, path, target, ledger, request.state.number, sent, forwarded(sent, target)))
+
+
+def forwarded(sent: dict[str, Any], target: Target) -> dict[str, Any]:
+    """What the engine gets of the request."""
+    passing = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
+    passing["model"] = target.adapter
     if sent.get("stream"):
         # The record wants the usage, so it is always asked for, and withheld from clients that did not.
         wants_usage = (sent.get("stream_options") or {}).get("include_usage")
-        forwarded["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
-    path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
-    ledger = here.ledgers[target.served_model]
-    return Answer(here, Asked(kind, path, target, ledger, request.state.number, sent, forwarded))
+        passing["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
+    return passing
 
 
-def _read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
+def read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
     """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)
@@ -73,7 +78,7 @@ def _read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[s
     return asked
 
 
-async def _expect_servable(here: Gateway, target: Target) -> None:
+async def expect_servable(here: Gateway, target: Target) -> None:
     """A versioned name that no engine holds may be loaded for this request, if it is an adapter that passed its gate.
 
     Raises Refused (404), LedgerUnavailable.

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from feedback import votes
 from feedback.errors import CompletionUnknown, VoteUnknown
-from feedback.records import AnswerRef, Vote
+from feedback.records import AnswerRef, ComparisonVote, Vote
 from feedback.votes import Opinion
 from serve.auth import Client
 from serve.gateway import After, Here, Limit, Model, page
@@ -76,5 +76,8 @@ async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
 
 
 def _shown(opinion: Opinion) -> Json:
+    if isinstance(opinion, ComparisonVote):  # who was who is told by the comparison, to those who voted on it
+        hidden = {"v", "prompt_hash", "a", "b", "model_a", "model_b"}
+        return {"object": "comparison_vote", **opinion.model_dump(exclude=hidden), "changed": False}
     kind = "vote" if isinstance(opinion, Vote) else "preference"
     return {"object": kind, **opinion.model_dump(exclude={"v", "prompt_hash"}), "changed": False}
