@@ -31,7 +31,7 @@ job:ID                     hash    kept                   jobs                  
 job:ID:lease               string  TTL, by heartbeat      jobs                        jobs, check
 job:ID:events              list    kept, capped           jobs                        jobs.events
 job:ID:pairs               list    kept                   jobs.freeze                 lineage, check
-job:ID:opinions            zset    kept until erasure     lineage ("OPINION PAIR")    lineage
+job:ID:opinions            zset    kept until erasure     jobs.note_opinions          lineage
 jobs, jobs:open            zset    kept; while open       jobs                        jobs
 adapter:ID                 hash    kept                   adapters                    adapters
 adapter:ID:history         list    kept                   adapters                    adapters

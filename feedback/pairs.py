@@ -100,6 +100,13 @@ async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
     return settled
 
 
+async def settle_prompt(ledger: Ledger, prompt_hash: str) -> None:
+    """Settle this one, if it is unsettled."""
+    count = await ledger.reply(ledger.redis.hget(ledger.keys.unsettled, prompt_hash))
+    if count is not None:
+        await _settle(ledger, {prompt_hash: count})
+
+
 async def _heed_changed_rules(ledger: Ledger) -> None:
     """A ledger settled by other rules than ours is settled anew. Doing so twice costs time and changes nothing."""
     if await ledger.reply(ledger.redis.get(ledger.keys.settled_rules)) == RULES:

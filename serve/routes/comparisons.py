@@ -103,11 +103,10 @@ async def _target(here: Gateway, name: str) -> Target:
 
 
 def _reveal(about: Comparison | ComparisonVote) -> Json:
-    is_vote = isinstance(about, ComparisonVote)
-    adapter_a, adapter_b = (about.model_a, about.model_b) if is_vote else (about.adapter_a, about.adapter_b)
+    adapters = (about.adapter_a, about.adapter_b) if isinstance(about, Comparison) else (about.model_a, about.model_b)
     return {
-        "a": {"adapter": adapter_a, "completion_id": about.a.completion_id},
-        "b": {"adapter": adapter_b, "completion_id": about.b.completion_id},
+        side: {"adapter": adapter, "completion_id": ref.completion_id}
+        for side, adapter, ref in zip("ab", adapters, (about.a, about.b), strict=True)
     }
 
 

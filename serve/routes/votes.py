@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import votes
+from feedback import lineage, votes
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, ComparisonVote, Vote
 from feedback.votes import Opinion
@@ -66,6 +66,13 @@ async def list_votes(
 @router.get("/votes/{vote_id}")
 async def retrieve(vote_id: str, here: Here, _: Client) -> Json:
     return _shown(await here.where_known(lambda ledger: votes.get(ledger, vote_id), VoteUnknown))
+
+
+@router.get("/votes/{vote_id}/lineage")
+async def trace(vote_id: str, here: Here, _: Client) -> Json:
+    """What became of it: pairs now, and the jobs and adapters it was trained into, also after it was withdrawn."""
+    found = await here.where_known(lambda ledger: lineage.of(ledger, vote_id), VoteUnknown)
+    return {"object": "vote.lineage", **found.model_dump()}
 
 
 @router.delete("/votes/{vote_id}")

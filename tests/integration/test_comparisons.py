@@ -138,29 +138,35 @@ async def test_both_sides_stream_side_by_side_and_are_in_the_ledger_before_the_e
     assert not [word for word in TELLING if word in json.dumps(seen)]
 
 
-@pytest.mark.parametrize("failing", [{"status": 500}, {"breaks_after": 1}, {"error_after": 1}])
-async def test_a_side_that_fails_is_one_error_and_no_comparison(
-    gateway: RunningGateway, ledger: Ledger, failing: Json
+@pytest.mark.parametrize("failing", [Script(breaks_after=1), Script(error_after=1), Script(finish="abort")])
+async def test_a_side_that_fails_within_its_answer_is_one_error_and_no_comparison(
+    gateway: RunningGateway, ledger: Ledger, failing: Script
 ) -> None:
-    gate = asyncio.Semaphore(0)
-    gateway.engine.scripts.extend([Script(gate=gate), Script(gate=gate, **failing)])
-    for _ in range(2):
-        gate.release()
+    gateway.engine.scripts.extend([Script(), failing])
 
-    asking = asyncio.create_task(gateway.http.post("/v1/comparisons", json=ASK | {"stream": True}))
-    await until(lambda: asking.done() or gateway.engine.running, "the engine was asked")
-    for _ in range(6):
-        gate.release()
-    reply = await asking
+    reply = await gateway.http.post("/v1/comparisons", json=ASK | {"stream": True})
 
-    if reply.status_code == 200:
-        failures = [event for event in events(reply.text) if "error" in event]
-        assert [failure["error"]["code"] for failure in failures] == ["engine_failed"]
-        assert "error" in events(reply.text)[-1]
-        assert "[DONE]" not in reply.text
-    else:
-        assert reply.json()["error"]["code"] == "engine_failed"
+    told = events(reply.text)
+    assert reply.status_code == 200
+    assert [event for event in told if "error" in event] == told[-1:]
+    assert told[-1]["error"]["code"] == "engine_failed"
+    assert "[DONE]" not in reply.text
     assert (await comparisons.page(ledger))[0] == []
+
+
+async def test_a_side_that_cannot_begin_ends_the_other_one_that_has(
+    ledger: Ledger, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    engine.scripts.append(Script(gate=asyncio.Semaphore(1)))
+    async with running_gateway(ledger, tmp_path, engine, spare_adapters=0, engine_wait_s=1) as gateway:
+        nowhere = await gateway.register(1, b"one")  # no engine has room for it
+        fields = {"stream": True, "models": ["heed-base", nowhere]}
+        told = events((await gateway.http.post("/v1/comparisons", json=ASK | fields)).text)
+
+        assert "delta" in told[0]
+        assert told[-1]["error"]["code"] == "adapter_not_loaded"
+        await until(lambda: engine.aborted and not engine.running, "the other side is given up")
+        assert (await comparisons.page(ledger))[0] == []
 
 
 async def test_a_failure_without_a_stream_is_an_ordinary_refusal(gateway: RunningGateway, ledger: Ledger) -> None:
