@@ -54,6 +54,7 @@ class Choice(Record):
     message: Message
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
+    token_ids: list[int] | None = Field(None, description="As the engine sampled them, with HEED_RECORD_TOKENS.")
 
 
 class Completion(Record):
@@ -74,6 +75,9 @@ class Completion(Record):
     metadata: dict[str, str] | None = None
     request_id: str | None = None
     comparison: str | None = Field(None, description="Id of the comparison it is one side of.")
+    adapter_digest: str | None = Field(None, description="Of the adapter's files; none for the base.")
+    template: str | None = Field(None, description="sha256 of the chat template; none where it is not known.")
+    prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
 
     def answer(self, index: int) -> Message | None:
         return next((c.message for c in self.choices if c.index == index), None)

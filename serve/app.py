@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from feedback.connection import open_ledger
 from feedback.settings import LedgerSettings
 from serve import errors
+from serve.attribution import template_of
 from serve.auth import Keys, check_binding
 from serve.door import Door
 from serve.engine import Engine
@@ -30,7 +31,8 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     routing = Routing(
         settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
     )
-    gateway = Gateway(settings, ledgers, routing, HotSwap(routing, ledgers, settings, metrics), metrics)
+    hotswap = HotSwap(routing, ledgers, settings, metrics)
+    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, template_of(settings.base_model))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

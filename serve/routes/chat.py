@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from feedback import adapters
 from feedback.errors import AdapterUnknown
 from serve.answer import Answer
+from serve.attribution import with_tokens
 from serve.auth import Client
 from serve.errors import Refused, explain, model_not_found
 from serve.gateway import Gateway, Here
@@ -39,20 +40,25 @@ async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling
     sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
     target = here.routing.resolve(sent["model"])
     await expect_servable(here, target)
-    path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
-    ledger = here.ledgers[target.served_model]
-    return Answer(here, Asked(kind, path, target, ledger, request.state.number, sent, forwarded(sent, target)))
+    return Answer(here, asked_of(here, kind, target, request.state.number, sent))
 
 
-def forwarded(sent: dict[str, Any], target: Target) -> dict[str, Any]:
-    """What the engine gets of the request."""
-    passing = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
-    passing["model"] = target.adapter
+def asked_of(
+    here: Gateway, kind: Kind, target: Target, number: str, sent: dict[str, Any], comparison: str | None = None
+) -> Asked:
+    """The request as it will be recorded, and what the engine gets of it."""
+    forwarded = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
+    forwarded["model"] = target.adapter
     if sent.get("stream"):
         # The record wants the usage, so it is always asked for, and withheld from clients that did not.
         wants_usage = (sent.get("stream_options") or {}).get("include_usage")
-        passing["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
-    return passing
+        forwarded["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
+    path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
+    records_tokens = here.settings.record_tokens and kind == "chat.completion"
+    if records_tokens:
+        forwarded = with_tokens(forwarded)
+    ledger = here.ledgers[target.served_model]
+    return Asked(kind, path, target, ledger, number, sent, forwarded, comparison, records_tokens)
 
 
 def read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:

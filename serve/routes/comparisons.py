@@ -15,7 +15,7 @@ from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.protocol import CHAT, ComparisonRequest, JudgementRequest
 from serve.recorder import Asked
-from serve.routes.chat import documented, expect_servable, forwarded, read
+from serve.routes.chat import asked_of, documented, expect_servable, read
 from serve.routing import Target
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
@@ -46,9 +46,7 @@ async def ask(request: Request, here: Here, _: Client) -> TwoAnswers:
         own = {**sent, "model": target.adapter}
         if sent.get("seed") is not None and targets[0] == targets[1]:
             own["seed"] = sent["seed"] + nth  # the same seed would give the same answer twice
-        number, path = secrets.token_hex(12), "/v1/chat/completions"
-        to_engine = forwarded(own, target)
-        sides[side] = Asked("chat.completion", path, target, ledger, number, own, to_engine, comparison_id)
+        sides[side] = asked_of(here, "chat.completion", target, secrets.token_hex(12), own, comparison_id)
     return TwoAnswers(here, Comparing(comparison_id, ledger, sides))
 
 

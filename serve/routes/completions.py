@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from feedback import completions, votes
 from feedback.errors import CompletionUnknown
 from feedback.records import Completion
+from serve.attribution import withhold
 from serve.auth import Client, SeesAll
 from serve.gateway import After, Here, Limit, Model, page
 from serve.protocol import MetadataRequest
@@ -62,6 +63,7 @@ async def delete(completion_id: str, here: Here, _: Client) -> Json:
 
 
 def _stored(completion: Completion) -> Json:
+    choices = [choice.model_dump(exclude={"v"}) for choice in completion.choices]
     return {
         "id": completion.id,
         "object": completion.object,
@@ -70,9 +72,11 @@ def _stored(completion: Completion) -> Json:
         "request_id": completion.request_id,
         "messages": completion.messages,
         "tools": completion.tools,
-        "choices": [choice.model_dump(exclude={"v"}) for choice in completion.choices],
+        "choices": withhold({"choices": choices}, completion.params)["choices"],
         "usage": completion.usage,
         "metadata": completion.metadata or {},
         "user": completion.user,
+        "adapter_digest": completion.adapter_digest,
+        "template": completion.template,
         **completion.params,
     }

@@ -108,13 +108,13 @@ class Crowd:
                 yield Vote.model_validate(given | about | {"rating": rating, "correction": wanted})
             elif kind < 0.8:
                 chosen, rejected = AnswerRef(completion_id=one.id), AnswerRef(completion_id=other.id)
-                about = {"id": Preference.id_of(chosen, rejected, voter), "chosen": chosen, "rejected": rejected}
-                yield Preference.model_validate(given | about)
+                sides = {"chosen": chosen, "rejected": rejected}
+                yield Preference.model_validate(given | sides | {"id": Preference.id_of(chosen, rejected, voter)})
             else:
                 about = {"id": ComparisonVote.id_of(comparison.id, voter), "comparison_id": comparison.id}
-                sides = {"a": comparison.a, "b": comparison.b, "model_a": "x", "model_b": "y"}
+                shown = {"a": comparison.a, "b": comparison.b, "model_a": "x", "model_b": "y"}
                 said = self.dice.choice(["a", "a", "b", "tie", "both_bad"])
-                yield ComparisonVote.model_validate(given | about | sides | {"preferred": said})
+                yield ComparisonVote.model_validate(given | about | shown | {"preferred": said})
 
     def _text(self, words: int) -> str:
         return " ".join(self.dice.choices(WORDS, k=words))
