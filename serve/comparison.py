@@ -19,7 +19,7 @@ from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import AnswerRef, Comparison, Completion, prompt_digest
 from serve.answer import STREAM_HEADERS, Answer, until_gone
-from serve.errors import Refused
+from serve.errors import REFUSALS, Refused
 from serve.gateway import Gateway
 from serve.recorder import Asked
 from serve.sse import DONE, failure_event
@@ -87,46 +87,50 @@ class TwoAnswers(Response):
     async def _answer(self, scope: Scope, send: Send) -> None:
         """Raises Refused, LedgerUnavailable, only while nothing has been sent."""
         try:
-            try:
-                async with asyncio.TaskGroup() as both:
-                    for side, asked in self._comparing.sides.items():
-                        both.create_task(self._ask(side, asked, scope, send))
-            except ExceptionGroup as failed:
-                raise failed.exceptions[0] from None
-            shown = await self._record()
+            shown = await self._both(scope, send)
         except SideFailed as failure:
-            end = failure.args[0]
+            await self._stream(send, failure.args[0], is_end=True)
         except (Refused, LedgerUnavailable) as error:
             if not self._started:
                 raise
-            status, code = (503, "ledger_unavailable")
-            if isinstance(error, Refused):
-                status, code = error.status_code, error.code
-            end = failure_event(status, code, str(getattr(error, "detail", error)))
+            await self._stream(send, _failure(error), is_end=True)
         else:
-            if not self._comparing.is_stream:
-                body = orjson.dumps(shown)
-                headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-                return
-            end = _event(shown) + DONE
-        await send({"type": "http.response.body", "body": end, "more_body": False})
+            if self._comparing.is_stream:
+                await self._stream(send, _event(shown) + DONE, is_end=True)
+            else:
+                await Response(orjson.dumps(shown), media_type="application/json")(scope, _stay, send)
+
+    async def _both(self, scope: Scope, send: Send) -> Json:
+        """The recorded comparison as the client may see it. The first failure of a side gives up the other."""
+        try:
+            async with asyncio.TaskGroup() as both:
+                for side, asked in self._comparing.sides.items():
+                    both.create_task(self._ask(side, asked, scope, send))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        record = self._comparing.record()
+        answered = await completions.get_many(self._comparing.ledger, [record.a.completion_id, record.b.completion_id])
+        if len(answered) < 2:
+            raise LedgerUnavailable("the ledger did not take both answers, so they cannot be compared; try again")
+        await comparisons.record(self._comparing.ledger, record)
+        return hidden(record, answered)
 
     async def _ask(self, side: Side, asked: Asked, scope: Scope, send: Send) -> None:
         async def pass_on(message: Message) -> None:
-            if not asked.is_stream or message["type"] != "http.response.body":
-                return  # a whole answer is read from its record, once both are there
-            events = b"".join(self._without_name(side, event) for event in message["body"].split(b"\n\n"))
-            if not events:
-                return
-            async with self._sending:
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+            # A whole answer is read from its record, once both are there.
+            if asked.is_stream and message["type"] == "http.response.body":
+                events = b"".join(self._without_name(side, event) for event in message["body"].split(b"\n\n"))
+                if events:
+                    await self._stream(send, events)
 
         await Answer(self._gateway, asked)(scope, _stay, pass_on)
+
+    async def _stream(self, send: Send, events: bytes, is_end: bool = False) -> None:
+        async with self._sending:
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            await send({"type": "http.response.body", "body": events, "more_body": not is_end})
 
     def _without_name(self, side: Side, event: bytes) -> bytes:
         """What the client may see of a side's event. Raises SideFailed."""
@@ -141,15 +145,6 @@ class TwoAnswers(Response):
             for choice in data["choices"]
         )
 
-    async def _record(self) -> Json:
-        """The comparison as the client may see it. Raises LedgerUnavailable."""
-        record = self._comparing.record()
-        answered = await completions.get_many(self._comparing.ledger, [record.a.completion_id, record.b.completion_id])
-        if len(answered) < 2:
-            raise LedgerUnavailable("the ledger did not take both answers, so they cannot be compared; try again")
-        await comparisons.record(self._comparing.ledger, record)
-        return hidden(record, answered)
-
 
 def hidden(record: Comparison, answered: Mapping[str, Completion]) -> Json:
     """A comparison without a word about who is who; a side whose answer is gone has no message."""
@@ -162,6 +157,13 @@ def _words(completion: Completion | None) -> Json:
         return {"message": None, "finish_reason": None}
     choice = completion.choices[0]
     return {"message": choice.message, "finish_reason": choice.finish_reason}
+
+
+def _failure(error: Refused | LedgerUnavailable) -> bytes:
+    if isinstance(error, Refused):
+        return failure_event(error.status_code, error.code, error.detail)
+    meaning = REFUSALS[LedgerUnavailable]
+    return failure_event(meaning.status, meaning.code, str(error))
 
 
 def _event(data: Json) -> bytes:

@@ -20,6 +20,9 @@ from feedback.records import (
 )
 from tests.gateways import running_gateway
 from tests.scripted_engine import scripted_engine
+from trainer import plan
+from trainer.settings import WorkshopSettings
+from trainer.work import Work
 
 
 async def answered(ledger: Ledger, prompt: str, text: str) -> Completion:
@@ -198,6 +201,30 @@ async def test_a_job_taken_up_again_notes_what_it_reads_then(ledger: Ledger) -> 
     assert (job.id, job.status, job.adapter) == ("ftjob-1", "running", None)
     with pytest.raises(VoteUnknown):
         await lineage.of(ledger, vote.id)
+
+
+async def test_freezing_a_dataset_notes_the_votes_it_rests_on(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.settings.min_pairs = ledger.settings.min_held_out_pairs = 1
+    given = {
+        (await preferred(ledger, await answered(ledger, f"q{i}", "good"), await answered(ledger, f"q{i}", "bad"))).id
+        for i in range(40)
+    }
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    job, token = await claimed(ledger, "ftjob-1")
+    work = Work(ledger, WorkshopSettings(var=tmp_path, base_model=str(base)), job, token)
+    work.folder.mkdir(parents=True)
+
+    known = await plan.freeze(work)
+
+    found = [await lineage.of(ledger, vote_id) for vote_id in given]
+    splits = {taught.split: 0 for vote in found for taught in vote.jobs}
+    for vote in found:
+        splits[vote.jobs[0].split] += 1
+    assert splits == {"train": len(known.dataset.train), "held_out": len(known.dataset.held_out)}
+    assert {taught.dataset_digest for vote in found for taught in vote.jobs} == {known.dataset.digest}
+    assert (known.dataset.votes, known.dataset.voters) == (40, 1)
 
 
 async def test_lineage_over_http_in_both_directions(ledger: Ledger, tmp_path: Path) -> None:
