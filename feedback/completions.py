@@ -4,7 +4,7 @@ A completion nobody voted on expires; one with a vote stays. Recording happens b
 its answer, so a vote that follows always finds it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
@@ -75,22 +75,24 @@ async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str
 
 
 async def sweep(ledger: Ledger, limit: int = 1000) -> int:
-    """Take expired completions out of the index; returns how many. Called now and then by the schedule.
+    """Take expired completions and comparisons out of their indexes; returns how many. Called by the schedule.
 
-    Old completions with a vote stay; they are passed over, `limit` at a time.
+    Old ones with a vote stay; they are passed over, `limit` at a time.
     """
+    swept = await _sweep(ledger, ledger.keys.completions, ledger.keys.completion, limit)
+    return swept + await _sweep(ledger, ledger.keys.comparisons, ledger.keys.comparison, limit)
+
+
+async def _sweep(ledger: Ledger, index: str, key_of: Callable[[str], str], limit: int) -> int:
     horizon = ledger.clock() - ledger.settings.completion_ttl_days * DAY_S
     passed, swept = 0, 0
     while True:
-        old = await ledger.reply(
-            ledger.redis.zrange(ledger.keys.completions, "-inf", horizon, byscore=True, offset=passed, num=limit)
-        )
+        old = await ledger.reply(ledger.redis.zrange(index, "-inf", horizon, byscore=True, offset=passed, num=limit))
         if not old:
             return swept
-        keys = [ledger.keys.completion(i) for i in old]
-        texts = await ledger.reply(ledger.redis.mget(keys))
+        texts = await ledger.reply(ledger.redis.mget([key_of(i) for i in old]))
         expired = [i for i, text in zip(old, texts, strict=True) if text is None]
         if expired:
-            await ledger.reply(ledger.redis.zrem(ledger.keys.completions, *expired))
+            await ledger.reply(ledger.redis.zrem(index, *expired))
         swept += len(expired)
         passed += len(old) - len(expired)

@@ -4,6 +4,7 @@ FeedbackError
 ├── LedgerUnavailable
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
+├── ComparisonUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 └── RecordConflict
@@ -44,6 +45,10 @@ class PromptsDiffer(FeedbackError):
 
 class SameAnswer(FeedbackError):
     """A preference names the same answer twice."""
+
+
+class ComparisonUnknown(FeedbackError):
+    """No such comparison: it failed, was deleted with one of its answers, or expired without a vote."""
 
 
 class JobUnknown(FeedbackError):

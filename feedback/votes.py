@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from pydantic import BaseModel
 
-from feedback import completions
+from feedback import comparisons, completions
 from feedback.connection import Ledger
 from feedback.errors import (
     ChoiceUnknown,
@@ -21,11 +21,21 @@ from feedback.errors import (
     VoteEmpty,
     VoteUnknown,
 )
-from feedback.records import AnswerRef, Completion, Message, Preference, Rating, Vote
+from feedback.records import (
+    AnswerRef,
+    ComparisonVote,
+    Completion,
+    Message,
+    Preference,
+    Preferred,
+    Rating,
+    Vote,
+)
 
 # The completion may expire between our read and our write, and another request of the same voter may come in
 # between: so the write looks at both again. KEYS: opinion, the prompt's opinions, unsettled, all votes, then for each
-# completion its record and its votes. ARGV: opinion before ('' if none), opinion now, id, created, prompt hash.
+# completion, and for the comparison if it is about one, its record and its votes. ARGV: opinion before ('' if none),
+# opinion now, id, created, prompt hash.
 CAST = """
 local before = redis.call('GET', KEYS[1]) or ''
 if before ~= ARGV[1] then return 'conflict' end
@@ -65,7 +75,7 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 return 1
 """
 
-Opinion = Vote | Preference
+Opinion = Vote | Preference | ComparisonVote
 
 RETRIES = 5
 """Conflicts are one voter racing with themselves; five in a row do not happen by chance."""
@@ -153,6 +163,37 @@ async def prefer(ledger: Ledger, *, chosen: AnswerRef, rejected: AnswerRef, vote
     _give_up(preference_id)
 
 
+async def judge(ledger: Ledger, *, comparison_id: str, preferred: Preferred, voter: str) -> tuple[ComparisonVote, bool]:
+    """What a voter says of a blind comparison, and whether this call changed it.
+
+    Raises ComparisonUnknown, CompletionUnknown, RecordConflict.
+    """
+    vote_id = ComparisonVote.id_of(comparison_id, voter)
+    for _ in range(RETRIES):
+        shown = await comparisons.get(ledger, comparison_id)
+        text = await ledger.reply(ledger.redis.get(ledger.keys.comparison_vote(vote_id)))
+        before = ComparisonVote.model_validate_json(text) if text else None
+        if before and before.preferred == preferred:
+            return before, False
+        now = ledger.clock()
+        vote = ComparisonVote(
+            id=vote_id,
+            comparison_id=comparison_id,
+            preferred=preferred,
+            a=shown.a,
+            b=shown.b,
+            voter=voter,
+            prompt_hash=shown.prompt_hash,
+            model_a=shown.adapter_a,
+            model_b=shown.adapter_b,
+            created=before.created if before else now,
+            updated=now,
+        )
+        if await _write(ledger, ledger.keys.comparison_vote(vote_id), text, vote, _touched(vote)):
+            return vote, True
+    _give_up(vote_id)
+
+
 async def get(ledger: Ledger, opinion_id: str) -> Opinion:
     """Raises VoteUnknown."""
     found = await get_many(ledger, [opinion_id])
@@ -163,13 +204,9 @@ async def get(ledger: Ledger, opinion_id: str) -> Opinion:
 
 async def get_many(ledger: Ledger, ids: Iterable[str]) -> list[Opinion]:
     """Those of `ids` that stand."""
-    keys = [_key(ledger, i) for i in ids]
-    texts = await ledger.reply(ledger.redis.mget(keys)) if keys else []
-    return [
-        Vote.model_validate_json(text) if ":vote:" in key else Preference.model_validate_json(text)
-        for key, text in zip(keys, texts, strict=True)
-        if text is not None
-    ]
+    asked = list(ids)
+    texts = await ledger.reply(ledger.redis.mget([_key(ledger, i) for i in asked])) if asked else []
+    return [_shape(i).model_validate_json(text) for i, text in zip(asked, texts, strict=True) if text is not None]
 
 
 async def page(
@@ -193,11 +230,13 @@ async def withdraw(ledger: Ledger, opinion_id: str) -> None:
 
 async def forget_completion(ledger: Ledger, completion_id: str) -> None:
     """Delete a completion together with every opinion of it. Raises CompletionUnknown."""
-    await completions.get(ledger, completion_id)
+    completion = await completions.get(ledger, completion_id)
     keys = [ledger.keys.completion(completion_id), ledger.keys.completion_votes(completion_id), ledger.keys.completions]
     for _ in range(RETRIES):
         for opinion in await get_many(ledger, await ledger.reply(ledger.redis.smembers(keys[1]))):
             await _remove(ledger, opinion)
+        if completion.comparison:
+            await comparisons.forget(ledger, completion.comparison)
         if await ledger.run(FORGET, keys, [completion_id]):
             return
     _give_up(completion_id)
@@ -207,6 +246,8 @@ def refs(opinion: Opinion) -> list[AnswerRef]:
     """The answers an opinion is about."""
     if isinstance(opinion, Vote):
         return [opinion.answer]
+    if isinstance(opinion, ComparisonVote):
+        return [opinion.a, opinion.b]
     return [opinion.chosen, opinion.rejected]
 
 
@@ -219,8 +260,17 @@ def _answer(completion: Completion, choice: int) -> Message:
     return answer
 
 
+def _shape(opinion_id: str) -> type[Opinion]:
+    if opinion_id.startswith("vote-"):
+        return Vote
+    return ComparisonVote if opinion_id.startswith("cvote-") else Preference
+
+
 def _key(ledger: Ledger, opinion_id: str) -> str:
-    return ledger.keys.vote(opinion_id) if opinion_id.startswith("vote-") else ledger.keys.preference(opinion_id)
+    shape = _shape(opinion_id)
+    if shape is Vote:
+        return ledger.keys.vote(opinion_id)
+    return ledger.keys.comparison_vote(opinion_id) if shape is ComparisonVote else ledger.keys.preference(opinion_id)
 
 
 def _keys(ledger: Ledger, opinion_key: str, prompt_hash: str, touched: Iterable[str]) -> list[str]:
@@ -230,22 +280,35 @@ def _keys(ledger: Ledger, opinion_key: str, prompt_hash: str, touched: Iterable[
     return keys
 
 
+def _comparison_keys(ledger: Ledger, opinion: Opinion) -> list[str]:
+    """A comparison is kept by its votes as a completion is."""
+    if not isinstance(opinion, ComparisonVote):
+        return []
+    return [ledger.keys.comparison(opinion.comparison_id), ledger.keys.comparison_votes(opinion.comparison_id)]
+
+
+def _touched(opinion: Opinion) -> list[str]:
+    return list(dict.fromkeys(ref.completion_id for ref in refs(opinion)))
+
+
 async def _write(ledger: Ledger, key: str, before: str | None, opinion: Opinion, touched: list[str]) -> bool:
     """False if another request of the same voter came in between; raises CompletionUnknown if the answer expired."""
     outcome = await ledger.run(
         CAST,
-        _keys(ledger, key, opinion.prompt_hash, touched),
+        _keys(ledger, key, opinion.prompt_hash, touched) + _comparison_keys(ledger, opinion),
         [before or "", _text(opinion), opinion.id, opinion.created, opinion.prompt_hash],
     )
     if outcome == "expired":
-        raise CompletionUnknown(f"{' or '.join(touched)} expired before the vote came in")
+        # Whose completions are compared is not for everybody to know.
+        what = opinion.comparison_id if isinstance(opinion, ComparisonVote) else " or ".join(touched)
+        raise CompletionUnknown(f"{what} expired before the vote came in")
     return bool(outcome == "ok")
 
 
 async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
-    touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
     ttl_s = int(ledger.settings.completion_ttl_days * completions.DAY_S)
-    keys = _keys(ledger, _key(ledger, opinion.id), opinion.prompt_hash, touched)
+    keys = _keys(ledger, _key(ledger, opinion.id), opinion.prompt_hash, _touched(opinion))
+    keys += _comparison_keys(ledger, opinion)
     return bool(await ledger.run(WITHDRAW, keys, [opinion.id, opinion.prompt_hash, ttl_s]))
 
 

@@ -10,13 +10,14 @@ from fastapi_offline import FastAPIOffline
 from feedback.connection import open_ledger
 from feedback.settings import LedgerSettings
 from serve import errors
+from serve.attribution import template_of
 from serve.auth import Keys, check_binding
 from serve.door import Door
 from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
-from serve.routes import adapters, chat, completions, health, jobs, loop, models, votes
+from serve.routes import adapters, chat, comparisons, completions, health, jobs, loop, models, votes
 from serve.routing import Replica, Routing
 from serve.settings import GatewaySettings
 
@@ -31,7 +32,8 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     routing = Routing(
         settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
     )
-    gateway = Gateway(settings, ledgers, routing, HotSwap(routing, ledgers, settings, metrics), metrics)
+    hotswap = HotSwap(routing, ledgers, settings, metrics)
+    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, template_of(settings.base_model))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +58,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    for room in (chat, completions, models, votes, jobs, adapters, loop, health):
+    for room in (chat, completions, models, votes, comparisons, jobs, adapters, loop, health):
         app.include_router(room.router)
     errors.install(app)
     app.add_middleware(Door, keys=keys, body_limit=int(settings.body_limit_mb * 2**20), metrics=metrics)

@@ -146,7 +146,15 @@ async def operator(request: Request) -> str:
     raise Refused(401, "invalid_api_key", f"the key is not the operator's; {where}", None, BEARER)
 
 
+async def sees_all(request: Request) -> bool:
+    """Whether an operator asks, of a call that clients may make as well."""
+    keys: Keys = request.app.state.keys
+    key = _bearer(request)
+    return bool(key) and keys.is_operator(key)
+
+
 Client = Annotated[str, Depends(client)]
 Reader = Annotated[str | None, Depends(reader)]
 ReaderOfAll = Annotated[None, Depends(reader_of_all)]
 Operator = Annotated[str, Depends(operator)]
+SeesAll = Annotated[bool, Depends(sees_all)]

@@ -42,6 +42,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.VoteEmpty: Meaning(400, "vote_empty", "correction"),
     ledger.PromptsDiffer: Meaning(400, "prompts_differ"),
     ledger.SameAnswer: Meaning(400, "same_answer"),
+    ledger.ComparisonUnknown: Meaning(404, "comparison_not_found"),
     ledger.JobUnknown: Meaning(404, "job_not_found"),
     ledger.JobAlreadyClaimed: Meaning(409, "job_already_claimed"),
     ledger.JobLeaseLost: Meaning(409, "job_lease_lost"),

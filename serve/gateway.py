@@ -24,6 +24,7 @@ class Gateway:
     routing: Routing
     hotswap: HotSwap
     metrics: Metrics
+    template: str | None = None
 
     def ledger(self, model: str | None = None) -> Ledger:
         """Of a served model; without a name, of the default one. Raises Refused (404)."""

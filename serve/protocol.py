@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from feedback.records import Rating
+from feedback.records import Preferred, Rating
 
 
 def _names(text: str) -> frozenset[str]:
@@ -92,6 +92,14 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
 
 
+class ComparisonRequest(ChatRequest):
+    model: str = Field("", description="Answers twice; default: the first served model, by what is live.")
+    models: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Two names of one served model, each of which answers once."
+    )
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+
+
 class TextRequest(Sampling):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
@@ -120,6 +128,11 @@ class AnswerNamed(Body):
 class PreferenceRequest(Body):
     chosen: AnswerNamed
     rejected: AnswerNamed
+    voter: Voter | None = None
+
+
+class JudgementRequest(Body):
+    preferred: Preferred
     voter: Voter | None = None
 
 

@@ -7,7 +7,8 @@ from fastapi import APIRouter
 from feedback import completions, votes
 from feedback.errors import CompletionUnknown
 from feedback.records import Completion
-from serve.auth import Reader, ReaderOfAll
+from serve.attribution import withhold
+from serve.auth import Reader, ReaderOfAll, SeesAll
 from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.protocol import MetadataRequest
 
@@ -18,13 +19,27 @@ Json = dict[str, Any]
 
 @router.get("")
 async def list_stored(
-    here: Here, _: ReaderOfAll, model: Model = None, after: After = None, limit: Limit = 20, order: str = "asc"
+    here: Here,
+    _: ReaderOfAll,
+    sees_all: SeesAll,
+    model: Model = None,
+    after: After = None,
+    limit: Limit = 20,
+    order: str = "asc",
 ) -> Json:
-    """`model` is a served model's name or a concrete one, which then filters each page."""
+    """`model` is a served model's name or a concrete one.
+
+    The sides of blind comparisons are listed for operators only: an answer says which adapter gave it.
+    """
     served = model if model in here.ledgers else here.routing.resolve(model).served_model if model else None
-    found, has_more = await completions.page(here.ledger(served), after, limit, newest_first=order == "desc")
-    shown = [c for c in found if c.object == "chat.completion" and model in (None, c.served_model, c.adapter)]
-    return page([_stored(c) for c in shown], has_more)
+    shown: list[Completion] = []
+    while True:
+        found, has_more = await completions.page(here.ledger(served), after, limit, newest_first=order == "desc")
+        listed = [c for c in found if c.object == "chat.completion" and (sees_all or c.comparison is None)]
+        shown += [c for c in listed if model in (None, c.served_model, c.adapter)]
+        if len(shown) >= limit or not has_more or not found:
+            return page([_stored(c) for c in shown[:limit]], has_more or len(shown) > limit)
+        after = found[-1].id
 
 
 @router.get("/{completion_id}")
@@ -51,6 +66,7 @@ async def _found(here: Gateway, completion_id: str, reader: str | None) -> Compl
 
 
 def _stored(completion: Completion) -> Json:
+    choices = [choice.model_dump(exclude={"v"}) for choice in completion.choices]
     return {
         "id": completion.id,
         "object": completion.object,
@@ -59,9 +75,11 @@ def _stored(completion: Completion) -> Json:
         "request_id": completion.request_id,
         "messages": completion.messages,
         "tools": completion.tools,
-        "choices": [choice.model_dump(exclude={"v"}) for choice in completion.choices],
+        "choices": withhold({"choices": choices}, completion.params)["choices"],
         "usage": completion.usage,
         "metadata": completion.metadata or {},
         "user": completion.user,
+        "adapter_digest": completion.adapter_digest,
+        "template": completion.template,
         **completion.params,
     }

@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from feedback import votes
+from feedback import lineage, votes
 from feedback.errors import CompletionUnknown, VoteUnknown
-from feedback.records import AnswerRef, Vote
+from feedback.records import AnswerRef, ComparisonVote, Vote
 from feedback.votes import Opinion
 from serve.auth import Client, reader_of_all
 from serve.gateway import After, Here, Limit, Model, page
@@ -71,6 +71,13 @@ async def retrieve(vote_id: str, here: Here, _: Client) -> Json:
     return _shown(await here.where_known(lambda ledger: votes.get(ledger, vote_id), VoteUnknown))
 
 
+@router.get("/votes/{vote_id}/lineage")
+async def trace(vote_id: str, here: Here, _: Client) -> Json:
+    """What became of it: pairs now, and the jobs and adapters it was trained into, also after it was withdrawn."""
+    found = await here.where_known(lambda ledger: lineage.of(ledger, vote_id), VoteUnknown)
+    return {"object": "vote.lineage", **found.model_dump()}
+
+
 @router.delete("/votes/{vote_id}")
 async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
     """Takes it out of every future dataset."""
@@ -79,5 +86,8 @@ async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
 
 
 def _shown(opinion: Opinion) -> Json:
+    if isinstance(opinion, ComparisonVote):  # who was who is told by the comparison, to those who voted on it
+        hidden = {"v", "prompt_hash", "a", "b", "model_a", "model_b"}
+        return {"object": "comparison_vote", **opinion.model_dump(exclude=hidden), "changed": False}
     kind = "vote" if isinstance(opinion, Vote) else "preference"
     return {"object": kind, **opinion.model_dump(exclude={"v", "prompt_hash"}), "changed": False}
