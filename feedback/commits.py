@@ -36,10 +36,15 @@ class Act:
     reply: asyncio.Future[Any]
     by_source: bool = False
 
-    @property
-    def command(self) -> tuple[Argument, ...]:
+    def packed(self) -> bytes:
+        """As it goes over the wire (RESP); redis-py's own packing takes five times as long."""
         name, script = ("EVAL", self.script) if self.by_source else ("EVALSHA", _digest(self.script))
-        return (name, script, len(self.keys), *self.keys, *self.args)
+        parts = [name, script, len(self.keys), *self.keys, *self.args]
+        wire = [b"*%d\r\n" % len(parts)]
+        for part in parts:
+            text = part if isinstance(part, bytes) else str(part).encode()
+            wire.append(b"$%d\r\n%b\r\n" % (len(text), text))
+        return b"".join(wire)
 
     def refuse(self, refusal: LedgerUnavailable, cause: BaseException) -> None:
         if not self.reply.done():
@@ -76,13 +81,12 @@ class Commits:
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
             group = [act for act in group if not act.reply.done()]  # done before it left: its caller was cancelled
-            unknown: list[Act] = []
             try:
                 unknown = await self._commit(group)
-            finally:
-                for act in group:  # nobody waits for ever, even if this task is ended in the middle
-                    if act not in unknown:
-                        act.reply.cancel()
+            except BaseException as error:  # this task was ended, or has a bug: nobody is to wait for ever
+                for act in (*group, *self._waiting):
+                    act.refuse(refused_or_lost(error), error)
+                raise
             for act in unknown:
                 act.by_source = True
             self._waiting.extendleft(reversed(unknown))
@@ -98,7 +102,7 @@ class Commits:
             return []
         unknown = []
         try:
-            await connection.send_packed_command(connection.pack_commands([act.command for act in group]))
+            await connection.send_packed_command(b"".join([act.packed() for act in group]))
             # One limit around all replies: one around each, as redis-py sets it, costs more than the reading.
             async with asyncio.timeout(self._timeout_s):
                 for act in group:

@@ -31,6 +31,7 @@ local function head_of(key, given)
 end
 """
 
+
 async def record(ledger: Ledger, completion: Completion) -> None:
     ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
     pipe = ledger.redis.pipeline(transaction=True)

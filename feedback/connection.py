@@ -1,4 +1,4 @@
-"""One door to Redis: a blocking pool with a timeout, scripts in groups (commits.py), failures by one name (failures.py).
+"""One door to Redis: a blocking pool with a timeout, scripts in groups, failures by one name.
 
 Nothing here retries: the caller knows whether its act may be repeated.
 """

@@ -14,7 +14,6 @@ from feedback.connection import Ledger
 from feedback.errors import (
     ChoiceUnknown,
     CompletionNotChat,
-    CompletionUnknown,
     PromptsDiffer,
     RecordConflict,
     SameAnswer,
@@ -23,11 +22,11 @@ from feedback.errors import (
 )
 from feedback.records import AnswerRef, Completion, Message, Preference, Rating, Vote
 
-# One call does it all: what it looks at may change at any moment, and each further call costs a client's thread of time.
+# One call does it all, for what it looks at may change at any moment and each call costs a trip.
 # KEYS: opinion, unsettled, all votes, then for each answer its completion's record and its completion's votes.
 # ARGV: id, opinion as JSON, time, what stands before and behind the prompt's hash in the name of its opinions (only the
 # record tells the hash; the tag puts that key on the same node), then for each answer its index and '' or its
-# completion's head. Returns what became of it, and the record as it stands or the place of the answer refused.
+# completion's head. Returns what became of it, a space, and the record as it stands or the place of the answer refused.
 CAST = (
     completions.HEAD
     + """
@@ -44,22 +43,22 @@ local differ = false
 for i = 1, answers do
   local missing, hash
   missing, objects[i], adapter, hash, indexes[i] = head_of(KEYS[2 + 2 * i], ARGV[5 + 2 * i])
-  if missing then return {missing, i} end
+  if missing then return missing .. ' ' .. i end
   differ = differ or (prompt and hash ~= prompt)
   prompt = hash
 end
 for i = 1, answers do
-  if objects[i] ~= 'chat.completion' then return {'not_chat', i} end
-  if not string.find(indexes[i], ',' .. ARGV[4 + 2 * i] .. ',', 1, true) then return {'no_choice', i} end
+  if objects[i] ~= 'chat.completion' then return 'not_chat ' .. i end
+  if not string.find(indexes[i], ',' .. ARGV[4 + 2 * i] .. ',', 1, true) then return 'no_choice ' .. i end
 end
-if differ then return {'differ', 0} end
+if differ then return 'differ ' end
 
 local created = ARGV[3]
 local before = redis.call('GET', KEYS[1])
 if before then
   local opinion = cjson.decode(before)
   for _, added in ipairs({'prompt_hash', 'model', 'created', 'updated'}) do opinion[added] = nil end
-  if same(opinion, cjson.decode(ARGV[2])) then return {'same', before} end
+  if same(opinion, cjson.decode(ARGV[2])) then return 'same ' .. before end
   created = string.match(before, '"created":([^,}]+)')
 end
 
@@ -74,12 +73,13 @@ redis.call('SET', KEYS[1], record)
 redis.call('SADD', ARGV[4] .. prompt .. ARGV[5], ARGV[1])
 redis.call('HINCRBY', KEYS[2], prompt, 1)
 redis.call('ZADD', KEYS[3], created, ARGV[1])
-return {'changed', record}
+return 'changed ' .. record
 """
 )
 
 # Withdrawing undoes CAST; a completion left without votes gets its lifetime back. KEYS: opinion,
-# the prompt's opinions, unsettled, all votes, then for each completion its record and its votes. ARGV: id, prompt hash, lifetime in seconds.
+# the prompt's opinions, unsettled, all votes, then for each completion its record and its votes.
+# ARGV: id, prompt hash, lifetime in seconds.
 WITHDRAW = """
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])
@@ -256,7 +256,7 @@ async def _cast(ledger: Ledger, key: str, opinion: dict[str, Any], answers: Sequ
     heads = [""] * len(answers)
     while True:
         about = [part for answer, head in zip(answers, heads, strict=True) for part in (answer.choice, head)]
-        outcome, found = await ledger.run(CAST, keys, [*fixed, *about])
+        outcome, _, found = str(await ledger.run(CAST, keys, [*fixed, *about])).partition(" ")
         if outcome in ("changed", "same"):
             return found, outcome == "changed"
         if outcome == "differ":
@@ -264,7 +264,8 @@ async def _cast(ledger: Ledger, key: str, opinion: dict[str, Any], answers: Sequ
             raise PromptsDiffer(
                 f"{one} and {other} answer different prompts; only answers to the same messages can be compared"
             )
-        refused = answers[found - 1]
+        place = int(found) - 1
+        refused = answers[place]
         if outcome == "unknown":
             raise completions.unknown(ledger, refused.completion_id)
         completion = await completions.get(ledger, refused.completion_id)
@@ -273,7 +274,7 @@ async def _cast(ledger: Ledger, key: str, opinion: dict[str, Any], answers: Sequ
         if outcome == "no_choice":
             raise _no_choice(completion, refused.choice)
         assert outcome == "headless", outcome
-        heads[found - 1] = completions.head(completion)
+        heads[place] = completions.head(completion)
 
 
 async def _remove(ledger: Ledger, opinion: Opinion) -> bool:

@@ -66,28 +66,47 @@ def clients(port: int, path: str, count: int, bodies: Sequence[bytes]) -> dict[s
     assert found["statuses"] == {"200": len(bodies)}, found["statuses"]
     return found
 
+
 def main():
-    p = argparse.ArgumentParser(); p.add_argument("--votes", type=int, default=3000); p.add_argument("--rounds", type=int, default=3)
+    p = argparse.ArgumentParser()
+    p.add_argument("--votes", type=int, default=3000)
+    p.add_argument("--rounds", type=int, default=3)
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         lp, gp = free_port(), free_port()
-        with ledger_server(d/"l", lp) as ls:
+        with ledger_server(d / "l", lp) as ls:
             url = f"redis://127.0.0.1:{lp}/0"
-            env = {"HEED_LEDGER_URL": url, "HEED_PORT": str(gp), "HEED_VAR": str(d), "HEED_RECONCILE_EVERY_S": "60", "HEED_ENGINE_URL": "http://127.0.0.1:9"}
-            with running([sys.executable, "-m", "serve"], d/"g.log", env) as g:
+            env = {
+                "HEED_LEDGER_URL": url,
+                "HEED_PORT": str(gp),
+                "HEED_VAR": str(d),
+                "HEED_RECONCILE_EVERY_S": "60",
+                "HEED_ENGINE_URL": "http://127.0.0.1:9",
+            }
+            with running([sys.executable, "-m", "serve"], d / "g.log", env) as g:
                 wait_for(lambda: answers(gp), "gw")
+
                 async def rec():
                     ledger = open_ledger(LedgerSettings(ledger_url=url))
                     ids = await record(ledger, a.votes)
                     await ledger.close()
                     return ids
+
                 for r in range(a.rounds):
                     ids = asyncio.run(rec())
-                    bodies = [json.dumps({"completion_id": i, "rating": "up", "voter": f"voter-{n}"}).encode() for n, i in enumerate(ids)]
+                    bodies = [
+                        json.dumps({"completion_id": i, "rating": "up", "voter": f"voter-{n}"}).encode()
+                        for n, i in enumerate(ids)
+                    ]
                     c0, l0 = cpu_s(g.pid), cpu_s(ls.pid)
                     f = clients(gp, "/v1/votes", 32, bodies)
                     c1, l1 = cpu_s(g.pid), cpu_s(ls.pid)
-                    print(f"{(c1-c0)/a.votes*1e6:.0f} us gw, {(l1-l0)/a.votes*1e6:.0f} us redis, {a.votes/f['wall_s']:.0f}/s", f)
+                    print(
+                        f"{(c1 - c0) / a.votes * 1e6:.0f} us gw, {(l1 - l0) / a.votes * 1e6:.0f} us redis, {a.votes / f['wall_s']:.0f}/s",
+                        f,
+                    )
+
+
 if __name__ == "__main__":
     main()
