@@ -116,7 +116,10 @@ class Commits:
                         if not act.reply.done():
                             act.reply.set_result(reply)
         except FAILURES as error:
+            # Where one connection broke, those that lie idle in the pool have most likely broken too, and the pool hands
+            # one out before its event loop has seen that: after a restart each would cost somebody a refusal.
             await connection.disconnect()
+            await pool.disconnect(inuse_connections=False)
             for act in group:
                 if act not in unknown:
                     act.refuse(refused_or_lost(error), error)

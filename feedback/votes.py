@@ -65,11 +65,11 @@ end
 local record = string.sub(ARGV[2], 1, -2) .. ',"prompt_hash":"' .. prompt .. '"'
 if answers == 1 then record = record .. ',"model":' .. adapter end
 record = record .. ',"created":' .. created .. ',"updated":' .. ARGV[3] .. '}'
+redis.call('SET', KEYS[1], record) -- first: Redis asks for free memory before a script's first write only
 for i = 1, answers do
   redis.call('PERSIST', KEYS[2 + 2 * i])
   redis.call('SADD', KEYS[3 + 2 * i], ARGV[1])
 end
-redis.call('SET', KEYS[1], record)
 redis.call('SADD', ARGV[4] .. prompt .. ARGV[5], ARGV[1])
 redis.call('HINCRBY', KEYS[2], prompt, 1)
 redis.call('ZADD', KEYS[3], created, ARGV[1])
