@@ -13,11 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from serve.client import CallFailed, Client, ClientSettings
+from serve.console.cli import console as console_command
 from serve.terminal import TerminalChat
 from serve.up import up
 
 app = typer.Typer()
 app.command()(up)
+app.command()(console_command)
 console = Console(highlight=False)
 
 P = ParamSpec("P")

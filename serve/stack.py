@@ -39,6 +39,15 @@ class StackSettings(BaseSettings):
     engine_port: int = Field(
         8100, ge=1, le=65535, description="vLLM's port on loopback; when it is taken and was not asked for, a free one."
     )
+    console: bool = Field(
+        True, description="Whether the console runs too; `off` saves 0.2 GB and the five CPU seconds of its start."
+    )
+    console_port: int = Field(
+        7860,
+        ge=1,
+        le=65535,
+        description="Gradio's usual port, on loopback; when it is taken and was not asked for, a free one.",
+    )
     base_model: str = Field(
         "", description="Folder or Hub id. Without it: the pocket model on CPU, DEFAULT_GPU_MODEL on a GPU."
     )
@@ -66,6 +75,7 @@ class Stack:
     device: Device
     ledger_port: int
     engine_port: int
+    console_port: int | None = None  # None: no console
 
     @property
     def var(self) -> Path:
@@ -106,6 +116,10 @@ class Stack:
     def gateway_url(self) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(self.settings.host, self.settings.host)
         return f"http://{host}:{self.settings.port}"
+
+    @property
+    def console_url(self) -> str | None:
+        return f"http://127.0.0.1:{self.console_port}" if self.console_port else None
 
 
 def installed_device() -> Device | None:
@@ -154,6 +168,7 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
     env = shared_env(stack) | {"HEED_ENGINE_KEY": engine_key}
     celery = [sys.executable, "-m", "celery", "-A", "trainer.worker"]
     return [
+        *([console(stack)] if stack.console_port else []),
         Service(
             name="gateway",
             command=[sys.executable, "-m", "serve"],
@@ -188,6 +203,24 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
             keeps=keeps,
         ),
     ]
+
+
+def console(stack: Stack) -> Service:
+    """It waits for nobody: its pages say so when the gateway does not answer, and go on when it does."""
+    return Service(
+        name="console",
+        # The trainer's niceness (HEED_NICE): its start takes nothing from the engine's, which is the one waited for.
+        command=["nice", "-n", "10", sys.executable, "-m", "serve.console"],
+        env={
+            "HEED_VAR": str(stack.var),
+            "HEED_URL": stack.gateway_url,
+            "HEED_CONSOLE_PORT": str(stack.console_port),
+            "PYTHONUNBUFFERED": "1",
+        },
+        is_ready=http_answers(f"{stack.console_url}/"),
+        ready_within_s=300,
+        patience_s=5,  # it keeps nothing
+    )
 
 
 def shared_env(stack: Stack) -> dict[str, str]:

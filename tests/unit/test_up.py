@@ -112,6 +112,21 @@ def test_the_engine_on_cpu_gives_the_base_no_name_that_traffic_could_ask_for(tmp
     assert engine.command[engine.command.index("--host") + 1] == "127.0.0.1"
 
 
+def test_the_console_is_the_first_to_stop_and_off_leaves_it_out(tmp_path: Path) -> None:
+    on, off = (
+        stack.services(Stack(settings(var=tmp_path), "cpu", 1, 2, console_port)) for console_port in (7860, None)
+    )
+
+    assert on[0].name == "console"
+    assert "console" not in {service.name for service in off}
+
+
+def test_heed_console_off_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEED_CONSOLE", "off")
+
+    assert settings().console is False
+
+
 async def test_services_start_after_those_they_need_and_stop_before_them(tmp_path: Path) -> None:
     said: list[str] = []
     order = tmp_path / "order"
