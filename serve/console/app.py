@@ -42,6 +42,7 @@ POLICY = "; ".join(
 
 CSS = """
 .heed-alert { border-left: 4px solid var(--error-border-color, #d33); padding: 0.5em 1em; }
+.heed-alert .heed-alert { border: none; padding: 0; }
 .heed-said { min-height: 1.5em; }
 .message p:only-child > code:only-child { font-size: 0.8em; opacity: 0.75; background: none; border: none; padding: 0; }
 .heed-row { align-items: end; }

@@ -39,7 +39,7 @@ class ChatPage:
         with gr.Row(elem_classes="heed-row"):
             model = gr.Dropdown(["heed"], value="heed", label="Model", scale=3)
             key = gr.Textbox("", label="Key", type="password", visible=False, scale=2)
-            new = gr.Button("New conversation", scale=1, min_width=140)
+            new = gr.Button("New conversation", scale=1, min_width=200)
         chatbot = gr.Chatbot(
             label="Conversation",
             height="56vh",
@@ -49,17 +49,21 @@ class ChatPage:
             buttons=["copy"],
             placeholder="Ask something, then say by a thumb whether the answer was good.",
         )
-        text = gr.Textbox(
-            "",
-            label="Your message", placeholder="Enter sends, Shift-Enter is a new line", lines=1, max_lines=8,
-            submit_btn=True, stop_btn=False, autofocus=True,
-        )  # fmt: skip
-        said = gr.Markdown(elem_classes="heed-said")
         with gr.Column(visible=False) as choice:
-            older = gr.Markdown(label="The answer before", show_label=True, container=True, sanitize_html=True)
+            older = gr.Markdown(container=True, latex_delimiters=FORMULAS, sanitize_html=True)
             with gr.Row():
                 newer_wins = gr.Button("The new one is better")
                 older_wins = gr.Button("The old one was better")
+        text = gr.Textbox(
+            "",
+            label="Your message",
+            placeholder="Enter sends, Shift-Enter is a new line",
+            lines=1,
+            max_lines=8,
+            submit_btn=True,
+            autofocus=True,
+        )
+        said = gr.Markdown(elem_classes="heed-said")
         with gr.Accordion("Say more about the last answer", open=False):
             comment = gr.Textbox("", label="Comment", max_length=20_000)
             correction = gr.Textbox("", label="The answer you wanted", lines=3, max_length=20_000)

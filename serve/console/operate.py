@@ -50,7 +50,7 @@ class OperatePage:
             cancel = gr.Button("Cancel it", variant="stop", scale=1)
         progress = gr.Markdown()
         curves = gr.LinePlot(
-            x="step", y="value", color="metric", label="Loss and reward margin", height=260, visible=False
+            x="step", y="value", color="metric", label="Loss and reward margin", height=320, visible=False
         )
 
         gr.Markdown("## Adapters")
