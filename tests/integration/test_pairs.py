@@ -133,6 +133,7 @@ async def test_who_settles_late_does_not_overwrite_who_settled_meanwhile(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = await answered(ledger, "q", "good"), await answered(ledger, "q", "bad")
+    await pairs.settle(ledger)
     await prefer(ledger, good, bad)
     derive = pairs._derive
 
