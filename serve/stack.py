@@ -186,6 +186,8 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
             is_ready=ledger_answers(stack.ledger_url),
             patience_s=30,
             keeps=keeps,
+            # On a full disk it ends itself at each write (appendfsync always) and is back when there is room.
+            is_given_up=False,
         ),
     ]
 

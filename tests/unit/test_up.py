@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ import pytest
 from serve import preflight, stack, tether
 from serve.preflight import CannotStart
 from serve.stack import Stack, StackSettings
-from serve.supervisor import Service, ServiceFailed, Started, Supervisor
+from serve.supervisor import FAILURES, Service, ServiceFailed, Started, Supervisor
 from tests.processes import ROOT, free_port, wait_for
 
 SLEEPER = "import signal; print('hello', flush=True); signal.pause()"
@@ -163,6 +164,26 @@ async def test_a_service_that_keeps_failing_ends_the_run_with_the_end_of_its_log
         await asyncio.wait_for(supervisor.run(on_ready=lambda: None), 30)
 
 
+async def test_a_service_that_is_not_given_up_outlasts_any_number_of_failures_once_it_was_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.supervisor.BACKOFF_S", 0.01)
+    ends = "import time; print('hello', flush=True); time.sleep(0.3)"
+    supervisor: Supervisor
+    starts: list[str] = []
+
+    def say(_: str, text: str) -> None:
+        starts.append(text) if text.startswith("ready") else None
+        if len(starts) > FAILURES:
+            supervisor.stop()
+
+    supervisor = Supervisor([replace(service("ledger", ends), is_given_up=False)], tmp_path, say)
+
+    await asyncio.wait_for(supervisor.run(on_ready=lambda: None), 60)
+
+    assert len(starts) == FAILURES + 1
+
+
 async def test_a_stop_leaves_no_process_even_of_a_child_that_ignores_it(tmp_path: Path) -> None:
     sessions: list[int] = []
     supervisor: Supervisor
@@ -185,7 +206,7 @@ def test_a_supervisor_killed_with_signal_9_leaves_no_process(tmp_path: Path) -> 
         textwrap.dedent(
             f"""
             import asyncio, pathlib, sys
-            from serve.supervisor import Service, Supervisor
+            from serve.supervisor import FAILURES, Service, Supervisor
 
             async def is_ready(started):
                 return started.has_said("child")
