@@ -12,6 +12,25 @@ from feedback.records import Completion
 
 DAY_S = 86_400
 
+# Lua, for scripts that need little of a completion: its first bytes, for a whole record takes long to parse. Nothing a
+# client wrote comes before the end of the pattern. `given` is the head as JSON where the record, older than heads or
+# with longer names, does not begin with one. Returns what is missing, or nil and the head.
+HEAD = """
+local function head_of(key, given)
+  if given ~= '' then
+    if redis.call('EXISTS', key) == 0 then return 'unknown' end
+    local head = cjson.decode(given)
+    return nil, head.object, cjson.encode(head.adapter), head.prompt_hash, ',' .. table.concat(head.indexes, ',') .. ','
+  end
+  local text = redis.call('GETRANGE', key, 0, 2047)
+  if text == '' then return 'unknown' end
+  local object, adapter, prompt, indexes = string.match(text, '^{"v":1,"id":"[^"]*","object":"([^"]*)",' ..
+    '"served_model":"[^"]*","adapter":("[^"]*"),"created":[^,"]+,"prompt_hash":"(%x+)","indexes":%[([%d,]*)%]')
+  if not object then return 'headless' end
+  return nil, object, adapter, prompt, ',' .. indexes .. ','
+end
+"""
+
 
 async def record(ledger: Ledger, completion: Completion) -> None:
     ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
@@ -25,11 +44,20 @@ async def get(ledger: Ledger, completion_id: str) -> Completion:
     """Raises CompletionUnknown."""
     text = await ledger.reply(ledger.redis.get(ledger.keys.completion(completion_id)))
     if text is None:
-        raise CompletionUnknown(
-            f"no completion {completion_id!r}: it was not stored, was deleted, or expired without a vote "
-            f"after {ledger.settings.completion_ttl_days:g} days"
-        )
+        raise unknown(ledger, completion_id)
     return Completion.model_validate_json(text)
+
+
+def unknown(ledger: Ledger, completion_id: str) -> CompletionUnknown:
+    return CompletionUnknown(
+        f"no completion {completion_id!r}: it was not stored, was deleted, or expired without a vote "
+        f"after {ledger.settings.completion_ttl_days:g} days"
+    )
+
+
+def head(completion: Completion) -> str:
+    """What HEAD takes as `given`."""
+    return completion.model_dump_json(include={"object", "adapter", "prompt_hash", "indexes"})
 
 
 async def get_many(ledger: Ledger, ids: Iterable[str]) -> dict[str, Completion]:

@@ -6,6 +6,7 @@ FeedbackError
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
+├── IdempotencyConflict IdempotencyInProgress
 └── RecordConflict
 """
 
@@ -76,6 +77,14 @@ class AdapterNotServable(FeedbackError):
 
 class NothingToRollBackTo(FeedbackError):
     """Nothing was live before what is live now."""
+
+
+class IdempotencyConflict(FeedbackError):
+    """An idempotency key came before with another body."""
+
+
+class IdempotencyInProgress(FeedbackError):
+    """A request with the same idempotency key is being answered at this moment."""
 
 
 class RecordConflict(FeedbackError):

@@ -26,6 +26,7 @@ adapter:ID:history         list    kept                   adapters              
 adapters                   zset    kept                   adapters                    adapters
 adapters:version           string  kept (a counter)       adapters.next_version       adapters
 serving, serving:past      hash, list  kept               adapters                    hot swap
+idempotency:DIGEST         string  TTL, a day             idempotency                 idempotency
 """
 
 from dataclasses import dataclass
@@ -116,6 +117,9 @@ class Keys:
     @property
     def adapter_version(self) -> str:
         return self._key("adapters:version")
+
+    def idempotency(self, key_digest: str) -> str:
+        return self._key(f"idempotency:{key_digest}")
 
     @property
     def serving(self) -> str:

@@ -7,9 +7,9 @@ Times are unix seconds. Ids carry their kind.
 import hashlib
 import json
 import secrets
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Message = dict[str, Any]
 Rating = Literal["up", "down"]
@@ -56,22 +56,32 @@ class Choice(Record):
 
 
 class Completion(Record):
-    """An answer as the client got it, with all that is needed to learn from it."""
+    """An answer as the client got it, with all that is needed to learn from it.
+
+    Fields are stored in this order. Those up to `indexes` are the record's head, which a vote reads without the rest
+    (completions.HEAD): new fields go behind them.
+    """
 
     id: str
     object: Literal["chat.completion", "text_completion"] = "chat.completion"
     served_model: str
     adapter: str = Field(description="Concrete name that answered: NAME-base or NAME-vN-SHA8.")
     created: float
+    prompt_hash: str
+    indexes: list[int] = Field(default_factory=list, description="Of the choices; there if a choice is.")
     messages: list[Message]
     tools: list[Any] | None = None
-    prompt_hash: str
     choices: list[Choice]
     usage: dict[str, Any] | None = None
     params: dict[str, Any] = Field(default_factory=dict, description="Sampling parameters as the client sent them.")
     user: str | None = None
     metadata: dict[str, str] | None = None
     request_id: str | None = None
+
+    @model_validator(mode="after")
+    def _list_indexes(self) -> Self:
+        self.indexes = [choice.index for choice in self.choices]
+        return self
 
     def answer(self, index: int) -> Message | None:
         return next((c.message for c in self.choices if c.index == index), None)

@@ -54,7 +54,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    for room in (chat, completions, models, votes, jobs, adapters, loop, health):
+    for room in (chat, votes, completions, models, jobs, adapters, loop, health):  # matched in this order
         app.include_router(room.router)
     errors.install(app)
     app.add_middleware(Door, keys=keys, body_limit=int(settings.body_limit_mb * 2**20), metrics=metrics)

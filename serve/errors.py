@@ -50,6 +50,8 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.AdapterUnknown: Meaning(404, "adapter_not_found"),
     ledger.AdapterNotServable: Meaning(409, "adapter_not_servable"),
     ledger.NothingToRollBackTo: Meaning(409, "nothing_to_roll_back_to"),
+    ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
+    ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }
 
@@ -83,6 +85,12 @@ def envelope(
 ) -> Response:
     body = {"error": {"message": message, "type": type_of(status), "param": param, "code": code}}
     return Response(orjson.dumps(body), status, dict(headers or {}), "application/json")
+
+
+def envelope_of(refusal: ledger.FeedbackError) -> Response:
+    meaning = REFUSALS[type(refusal)]
+    headers = {"retry-after": "1"} if meaning.status == 503 else None
+    return envelope(meaning.status, meaning.code, str(refusal), meaning.param, headers)
 
 
 def type_of(status: int) -> str:
@@ -133,9 +141,8 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_feedback_error(_: Request, error: Exception) -> Response:
-    meaning = REFUSALS[type(error)]  # type: ignore[index]
-    headers = {"retry-after": "1"} if meaning.status == 503 else None
-    return envelope(meaning.status, meaning.code, str(error), meaning.param, headers)
+    assert isinstance(error, ledger.FeedbackError)
+    return envelope_of(error)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

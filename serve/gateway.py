@@ -43,7 +43,7 @@ class Gateway:
         return await act(last)
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:  # async, or FastAPI would ask a thread for it
     gateway: Gateway = request.app.state.gateway
     return gateway
 

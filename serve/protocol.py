@@ -98,13 +98,14 @@ class TextRequest(Sampling):
     suffix: str | None = None
 
 
+Index = Annotated[int, Field(ge=0, lt=2**31)]
 Voter = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 
 class VoteRequest(Body):
     completion_id: str
-    choice: int = Field(0, ge=0)
+    choice: Index = 0
     rating: Rating
     voter: Voter | None = None
     reasons: list[Annotated[str, StringConstraints(max_length=200)]] = Field(default_factory=list, max_length=20)
@@ -114,7 +115,7 @@ class VoteRequest(Body):
 
 class AnswerNamed(Body):
     completion_id: str
-    choice: int = Field(0, ge=0)
+    choice: Index = 0
 
 
 class PreferenceRequest(Body):

@@ -3,13 +3,16 @@
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.responses import Response
 
 from feedback import votes
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, Vote
 from feedback.votes import Opinion
 from serve.auth import Client
+from serve.direct import Direct
 from serve.gateway import After, Here, Limit, Model, page
+from serve.idempotency import OnceOnly
 from serve.protocol import PreferenceRequest, VoteRequest
 
 router = APIRouter(prefix="/v1", tags=["votes"])
@@ -17,37 +20,47 @@ router = APIRouter(prefix="/v1", tags=["votes"])
 Json = dict[str, Any]
 
 
-@router.post("/votes")
-async def vote(body: VoteRequest, here: Here, client: Client) -> Json:
+async def vote(body: VoteRequest, here: Here, client: Client, once: OnceOnly) -> Response:
     """On disk when it is answered. Voting again replaces; voting the same again changes nothing."""
-    cast, changed = await here.where_known(
-        lambda ledger: votes.cast(
-            ledger,
-            completion_id=body.completion_id,
-            choice=body.choice,
-            rating=body.rating,
-            voter=body.voter or client,
-            reasons=body.reasons,
-            comment=body.comment,
-            correction=body.correction,
-        ),
-        CompletionUnknown,
-    )
-    if changed:
-        here.metrics.votes.labels(cast.rating).inc()
-    return {**_shown(cast), "changed": changed}
+
+    async def act() -> Json:
+        cast, changed = await here.where_known(
+            lambda ledger: votes.cast(
+                ledger,
+                completion_id=body.completion_id,
+                choice=body.choice,
+                rating=body.rating,
+                voter=body.voter or client,
+                reasons=body.reasons,
+                comment=body.comment,
+                correction=body.correction,
+            ),
+            CompletionUnknown,
+        )
+        if changed:
+            here.metrics.votes.labels(cast.rating).inc()
+        return {**_shown(cast), "changed": changed}
+
+    return await once(act)
+
+
+router.add_api_route("/votes", vote, methods=["POST"], route_class_override=Direct)
 
 
 @router.post("/preferences")
-async def prefer(body: PreferenceRequest, here: Here, client: Client) -> Json:
+async def prefer(body: PreferenceRequest, here: Here, client: Client, once: OnceOnly) -> Response:
     chosen, rejected = (AnswerRef(**named.model_dump()) for named in (body.chosen, body.rejected))
-    preference, changed = await here.where_known(
-        lambda ledger: votes.prefer(ledger, chosen=chosen, rejected=rejected, voter=body.voter or client),
-        CompletionUnknown,
-    )
-    if changed:
-        here.metrics.votes.labels("preference").inc()
-    return {**_shown(preference), "changed": changed}
+
+    async def act() -> Json:
+        preference, changed = await here.where_known(
+            lambda ledger: votes.prefer(ledger, chosen=chosen, rejected=rejected, voter=body.voter or client),
+            CompletionUnknown,
+        )
+        if changed:
+            here.metrics.votes.labels("preference").inc()
+        return {**_shown(preference), "changed": changed}
+
+    return await once(act)
 
 
 @router.get("/votes")
