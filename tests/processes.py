@@ -70,6 +70,11 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; a zombie has, and only waits for whoever adopted it."""
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
