@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -72,7 +72,12 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended; a zombie has, and only waits for whoever adopted it."""
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    left = []
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE:
+                left.append(each)
+    return left
 
 
 def answers(port: int) -> bool:
