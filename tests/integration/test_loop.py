@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 
-from tests.processes import descendants, wait_for
+from tests.processes import descendants, living, wait_for
 from tests.stack import Stack
 from trainer.habits import Habit, Verdict, classify
 
@@ -339,6 +339,6 @@ def test_stopping_leaves_no_process_behind(stack: Stack) -> None:
     stack.process.terminate()
     code = stack.process.wait(90)
 
-    assert [each for each in family if each.is_running()] == []
+    assert living(family) == []
     assert code == 0, stack.output()
     assert (stack.var / "operator.key").stat().st_mode & 0o777 == 0o600
