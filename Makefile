@@ -32,14 +32,18 @@ types:  ## mypy --strict
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
 	--annotation-style line --override requirements/overrides.txt pyproject.toml
 
+bench:  ## measure what a vote costs (a minute; nothing else should be running)
+	@$(BIN)/python -m tests.load.bench_votes
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
 	@$(LOCK) $(UPGRADE) --extra dev -c requirements/gateway.txt -o requirements/dev.txt
-	@$(LOCK) $(UPGRADE) --extra gpu -c requirements/dev.txt -o requirements/gpu.txt
+	@$(LOCK) $(UPGRADE) --extra gpu --extra console -c requirements/dev.txt -o requirements/gpu.txt
+	@$(LOCK) $(UPGRADE) --extra console -c requirements/gpu.txt -o requirements/console.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/cpu.txt 2>/dev/null || true
 	@sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml > requirements/.torch
-	@$(LOCK) $(UPGRADE) --extra cpu -c requirements/dev.txt --config-file requirements/torch-cpu.toml \
+	@$(LOCK) $(UPGRADE) --extra cpu --extra console -c requirements/dev.txt --config-file requirements/torch-cpu.toml \
 		--override requirements/.torch -o requirements/cpu.txt
 	@sed -i 's/^torch==[0-9.]*/&+cpu/' requirements/cpu.txt
 	@rm requirements/.torch
@@ -47,4 +51,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types lock clean
+.PHONY: help install run test lint types bench lock clean

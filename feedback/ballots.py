@@ -38,7 +38,7 @@ class Trial:
 
 
 def cast(opinions: Iterable[Opinion], comparisons: Mapping[str, Comparison]) -> list[Ballot]:
-    """`comparisons` holds those that were voted on, by id."""
+    """`comparisons` holds those that were voted on, by id, but for deleted ones."""
     found: list[Ballot] = []
     for opinion in opinions:
         if isinstance(opinion, Vote):
@@ -47,10 +47,10 @@ def cast(opinions: Iterable[Opinion], comparisons: Mapping[str, Comparison]) -> 
             chosen, rejected = str(opinion.chosen), str(opinion.rejected)
             found.append(_choice(chosen, rejected, opinion.voter, None))
         elif opinion.preferred in ("a", "b"):
-            shown = comparisons[opinion.comparison_id]
-            sides = (str(shown.a), str(shown.b))
+            shown = comparisons.get(opinion.comparison_id)
+            sides = (str(opinion.a), str(opinion.b))
             chosen, rejected = sides if opinion.preferred == "a" else sides[::-1]
-            known = None if shown.expected is None else shown.expected == opinion.preferred
+            known = shown.expected == opinion.preferred if shown and shown.expected else None
             found.append(_choice(chosen, rejected, opinion.voter, known))
     return found
 

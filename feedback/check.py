@@ -1,23 +1,24 @@
 """The ledger's invariants, verified.
 
 A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
-only what exists, counters of the report that are the sum over all prompts, no pair in two open jobs, no lease that
-cannot run out, one adapter for each succeeded job, and a live adapter that is on disk with the digest it was
-registered with.
+only what exists, a tally and counters of the report that a recount confirms, no pair in two open jobs, no lease that
+cannot run out, one adapter for each succeeded job, and a live adapter that is on disk with the digest it was registered
+with.
 """
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
-from feedback import adapters, completions, jobs, pairs, report, votes
+from feedback import adapters, comparisons, completions, jobs, pairs, report, tally, votes
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown
+from feedback.records import ComparisonVote
 
 
 async def violations(ledger: Ledger) -> AsyncIterator[str]:
     """Each broken invariant as a sentence. Unsettled prompts are settled first: they are work, not damage."""
     await pairs.settle(ledger)
-    for check in (_opinions, _pairs, _report, _jobs, _adapters, _durability):
+    for check in (_opinions, _pairs, _sums, _jobs, _adapters, _durability):
         async for broken in check(ledger):
             yield broken
 
@@ -28,6 +29,8 @@ async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
         if opinion is None:
             yield f"opinion {opinion_id} is listed but does not exist"
             continue
+        if isinstance(opinion, ComparisonVote) and not await comparisons.get_many(ledger, [opinion.comparison_id]):
+            yield f"opinion {opinion_id} is about comparison {opinion.comparison_id}, which does not exist"
         for ref in votes.refs(opinion):
             if not await ledger.reply(ledger.redis.exists(ledger.keys.completion(ref.completion_id))):
                 yield f"opinion {opinion_id} is about completion {ref.completion_id}, which does not exist"
@@ -50,21 +53,29 @@ async def _pairs(ledger: Ledger) -> AsyncIterator[str]:
             yield f"pair {pair_id} rests on {opinion_id}, which was withdrawn"
     for pair_id in set(await pairs.waiting(ledger)) - set(ids):
         yield f"pair {pair_id} waits for training but does not exist"
+    for pair_id in set(await ledger.reply(ledger.redis.smembers(ledger.keys.pairs_held_out))) - set(ids):
+        yield f"pair {pair_id} is held out but does not exist"
+    listed = await ledger.reply(ledger.redis.zcard(ledger.keys.unpaired))
+    readable = len([one async for one in pairs.unpaired(ledger)])
+    if listed != readable:
+        yield f"{listed} rated answers are listed as unpaired and {readable} of them exist"
 
 
-async def _report(ledger: Ledger) -> AsyncIterator[str]:
-    prompts: set[str] = set()
-    ids = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
-    async for _, opinion in _each(ledger, ids):
-        prompts |= {opinion.prompt_hash} if opinion else set()
-    counted = report.total([(await pairs.read_prompt(ledger, prompt_hash)).part for prompt_hash in sorted(prompts)])
-    kept = await report.kept(ledger)
-    for name in sorted({*counted.counts, *kept.counts}):
-        if counted.counts.get(name, 0) != kept.counts.get(name, 0):
-            yield f"the counter {name!r} is {kept.counts.get(name, 0)} and counts {counted.counts.get(name, 0)}"
-    for voter in sorted({*counted.scores, *kept.scores}):
-        if counted.scores.get(voter) != kept.scores.get(voter):
-            yield f"the score of voter {voter!r} is {kept.scores.get(voter)} and counts {counted.scores.get(voter)}"
+async def _sums(ledger: Ledger) -> AsyncIterator[str]:
+    kept, told = await tally.read(ledger), await report.kept(ledger)
+    recounted = await pairs.recount(ledger)
+    if await ledger.reply(ledger.redis.exists(ledger.keys.unsettled)):
+        return  # votes came in while we counted
+    for name in sorted(kept.keys() | recounted.tally.keys()):
+        if kept[name] != recounted.tally[name]:
+            yield f"the tally has {kept[name]} for {name}, a recount {recounted.tally[name]}"
+    counted = recounted.report
+    for name in sorted({*counted.counts, *told.counts}):
+        if counted.counts.get(name, 0) != told.counts.get(name, 0):
+            yield f"the counter {name!r} is {told.counts.get(name, 0)} and counts {counted.counts.get(name, 0)}"
+    for voter in sorted({*counted.scores, *told.scores}):
+        if counted.scores.get(voter) != told.scores.get(voter):
+            yield f"the score of voter {voter!r} is {told.scores.get(voter)} and counts {counted.scores.get(voter)}"
 
 
 async def _jobs(ledger: Ledger) -> AsyncIterator[str]:

@@ -5,8 +5,10 @@ FeedbackError
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
 ├── VoterUnknown        VoterBanned        VotesTooFast
+├── ComparisonUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
+├── IdempotencyConflict IdempotencyInProgress
 └── RecordConflict
 """
 
@@ -68,6 +70,10 @@ class VotesTooFast(FeedbackError):
         self.retry_after_s = retry_after_s
 
 
+class ComparisonUnknown(FeedbackError):
+    """No such comparison: it failed, was deleted with one of its answers, or expired without a vote."""
+
+
 class JobUnknown(FeedbackError):
     """No such job."""
 
@@ -98,6 +104,14 @@ class AdapterNotServable(FeedbackError):
 
 class NothingToRollBackTo(FeedbackError):
     """Nothing was live before what is live now."""
+
+
+class IdempotencyConflict(FeedbackError):
+    """An idempotency key came before with another body."""
+
+
+class IdempotencyInProgress(FeedbackError):
+    """A request with the same idempotency key is being answered at this moment."""
 
 
 class RecordConflict(FeedbackError):

@@ -1,184 +1,123 @@
 """Pairs: from opinions to something a model can learn from.
 
-Rules, per prompt:
-- an explicit preference is a pair; contrary preferences between the same two answers go by majority, a draw is none;
-- a correction is a pair against the answer it corrects;
-- an answer with more ups than downs and one with more downs than ups are a pair, each answer in at most one such pair;
-- a lone thumb stays unpaired; answers with the same text never pair;
-- who is quarantined or banned (feedback/voters.py) is not heard.
-
 Voting only notes which prompts are unsettled; `settle` derives their pairs afterwards with the same code for one vote
-or a million, so a rule can change without touching a vote.
+or a million (lessons.py has the rules), so a rule can change without touching a vote.
 """
 
 import asyncio
+import json
+import math
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from feedback import completions, report, voters, votes
+from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
-from feedback.records import (
-    AnswerRef,
-    Completion,
-    Message,
-    Pair,
-    Preference,
-    Rating,
-    Source,
-    Split,
-    Vote,
-    conversation_digest,
-    digest,
-)
+from feedback.lessons import Derived, Reason, derive, trainable
+from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Unpaired
 from feedback.report import Part
+from feedback.texts import fault_of
 
-# New opinions may come in while pairs are derived from the old ones; then the count has moved and the prompt stays
-# unsettled. Somebody else may have settled it meanwhile, so that the count began again; then it was settled more often.
-# KEYS: unsettled, the prompt's pairs, all pairs, waiting pairs, the prompt's part of the report, the report,
-# the voters' scores, then a key for each pair to write, then one for each to delete.
-# ARGV: prompt hash, count seen, how many to write, their ids, records and times, ids to delete, how often it
-# was settled when its opinions were read, the part.
+RULES = "3"
+"""Another number when the rules of lessons.py change: then every prompt is settled anew."""
+
+# New opinions may come in while pairs are derived from the old ones: then the count has moved. Or somebody else has
+# settled the prompt meanwhile and the count began again: then it was settled more often. Either way it stays unsettled.
+# The prompt's old counts leave the tally and the report and its new ones enter them in the same step, so that both are
+# always the sum over settled prompts. KEYS: unsettled; the prompt's settled, pairs, lessons and tally; tally, all
+# pairs, waiting pairs, held-out pairs, unpaired answers; the prompt's part of the report, the report, the voters'
+# scores; then a key for each record to write, then one for each to delete.
+# ARGV: prompt hash, count seen, how often it was settled then, a memory of that in s, plan (see _write), the part of
+# the report, records.
 SETTLE = (
     report.REPLACE
     + """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-if times(KEYS[5]) ~= ARGV[#ARGV - 1] then return 0 end
-redis.call('HDEL', KEYS[1], ARGV[1])
-local writes = tonumber(ARGV[3])
-for i = 1, writes do
-  local id, record, at = ARGV[3 * i + 1], ARGV[3 * i + 2], ARGV[3 * i + 3]
-  if redis.call('SADD', KEYS[2], id) == 1 then redis.call('ZADD', KEYS[4], at, id) end
-  redis.call('SET', KEYS[7 + i], record)
-  redis.call('ZADD', KEYS[3], at, id)
+local unsettled, settled, own_pairs, lessons, own_tally, tally, all, waiting, held_out, unpaired = unpack(KEYS, 1, 10)
+if redis.call('HGET', unsettled, ARGV[1]) ~= ARGV[2] then return 0 end
+if (redis.call('GET', settled) or '0') ~= ARGV[3] then return 0 end
+redis.call('HDEL', unsettled, ARGV[1])
+redis.call('INCR', settled)
+redis.call('EXPIRE', settled, ARGV[4])
+local plan = cjson.decode(ARGV[5])
+local function count(name, by)
+  if redis.call('HINCRBY', tally, name, by) == 0 then redis.call('HDEL', tally, name) end
 end
-for i = 7 + writes + 1, #KEYS do
-  local id = ARGV[3 * writes + 3 + i - 7 - writes]
-  redis.call('DEL', KEYS[i])
-  redis.call('SREM', KEYS[2], id)
-  redis.call('ZREM', KEYS[3], id)
-  redis.call('ZREM', KEYS[4], id)
+local old = redis.call('HGETALL', own_tally)
+for i = 1, #old, 2 do count(old[i], -old[i + 1]) end
+redis.call('DEL', lessons, own_tally)
+for name, by in pairs(plan.tally) do
+  redis.call('HSET', own_tally, name, by)
+  count(name, by)
 end
-replace(KEYS[5], KEYS[6], KEYS[7], ARGV[#ARGV])
+for opinion, became in pairs(plan.lessons) do redis.call('HSET', lessons, opinion, became) end
+for i, one in ipairs(plan.write) do
+  redis.call('SET', KEYS[13 + i], ARGV[6 + i])
+  if one.kind == 'unpaired' then
+    redis.call('ZADD', unpaired, one.at, one.id)
+  else
+    local is_new = redis.call('SADD', own_pairs, one.id) == 1
+    redis.call('ZADD', all, one.at, one.id)
+    if is_new and one.kind ~= 'unfit' then redis.call('ZADD', waiting, one.at, one.id) end
+    if one.kind == 'held_out' then redis.call('SADD', held_out, one.id) end
+  end
+end
+for i, id in ipairs(plan.delete) do
+  redis.call('DEL', KEYS[13 + #plan.write + i])
+  redis.call('SREM', own_pairs, id)
+  redis.call('ZREM', all, id)
+  redis.call('ZREM', waiting, id)
+  redis.call('SREM', held_out, id)
+  redis.call('ZREM', unpaired, id)
+end
+replace(KEYS[11], KEYS[12], KEYS[13], ARGV[6])
 return 1
 """
 )
 
-AT_ONCE = 32
-"""Prompts settled side by side: their round trips and syncs to disk overlap, and half the pool is left to others."""
+REMEMBERED_S = 3600
+"""How long a prompt remembers how often it was settled: longer than anybody reads before they write."""
 
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
 
-
-def derive(opinions: Iterable[votes.Opinion], asked: dict[str, Completion], held_out_share: float) -> list[Pair]:
-    """The pairs that `opinions` of one prompt amount to; `asked` holds the completions they are about."""
-    standing = [o for o in opinions if all(ref.completion_id in asked for ref in votes.refs(o))]
-    standing.sort(key=lambda o: (o.created, o.id))
-    thumbs = [o for o in standing if isinstance(o, Vote)]
-    preferences = [o for o in standing if isinstance(o, Preference)]
-    lessons = [*_from_preferences(preferences, asked), *_from_corrections(thumbs, asked)]
-    compared = {frozenset((str(p.chosen), str(p.rejected))) for p in preferences}
-    lessons += _from_thumbs(thumbs, asked, compared)
-    return [lesson.pair(asked, held_out_share) for lesson in lessons if _text(lesson.chosen) != _text(lesson.rejected)]
+PROMPTS = 32
+"""Prompts settled side by side: their writes share a flush to disk, and half the connections stay free for votes."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What some opinions teach: `chosen` is better than `rejected`. `about` are the answers quoted, best first.
+class UnpairedPreference:
+    """What methods that learn from single ratings take: a prompt, an answer to it, and whether people liked it."""
 
-    `by` agree with it, and without any of `needed` it would not stand: theirs is a majority of one.
+    record: Unpaired
+    prompt: list[Message]
+    completion: Message
+
+    @property
+    def label(self) -> bool:
+        return self.record.label
+
+
+async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
+    """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once.
+
+    With `within_s` it stops at about that time and leaves the rest unsettled.
     """
-
-    source: Source
-    chosen: Message
-    rejected: Message
-    about: list[AnswerRef]
-    by: Sequence[votes.Opinion]
-    needed: Sequence[votes.Opinion]
-
-    def pair(self, asked: dict[str, Completion], held_out_share: float) -> Pair:
-        first = asked[self.about[0].completion_id]
-        identity = [self.source, *map(str, self.about)]
-        if self.source == "correction":  # a corrected correction is a new pair, to be trained on again
-            identity += [self.by[0].id, _text(self.chosen)]
-        return Pair(
-            id="pair-" + digest(*identity)[:24],
-            prompt_hash=first.prompt_hash,
-            prompt=first.messages,
-            chosen=_trainable(self.chosen),
-            rejected=_trainable(self.rejected),
-            source=self.source,
-            split=split_of(first.messages, held_out_share),
-            opinions=sorted(o.id for o in self.by),
-            completions=sorted({ref.completion_id for ref in self.about}),
-            adapters=sorted({asked[ref.completion_id].adapter for ref in self.about}),
-            voters=sorted({o.voter for o in self.by}),
-            needed=sorted({o.voter for o in self.needed}),
-            keys=sorted({o.key for o in self.by if o.key}),
-            created=max(o.updated for o in self.by),
-        )
-
-
-def _from_preferences(preferences: list[Preference], asked: dict[str, Completion]) -> Iterator[Lesson]:
-    sides: dict[frozenset[str], list[Preference]] = defaultdict(list)
-    for preference in preferences:
-        sides[frozenset((str(preference.chosen), str(preference.rejected)))].append(preference)
-    for given in sides.values():
-        one, other = given[0].chosen, given[0].rejected
-        ahead = sum(1 if p.chosen == one else -1 for p in given)
-        if ahead:
-            winner, loser = (one, other) if ahead > 0 else (other, one)
-            agreeing = [p for p in given if p.chosen == winner]
-            needed = agreeing if abs(ahead) == 1 else []
-            yield Lesson("preference", _said(asked, winner), _said(asked, loser), [winner, loser], agreeing, needed)
-
-
-def _from_corrections(thumbs: list[Vote], asked: dict[str, Completion]) -> Iterator[Lesson]:
-    for vote in thumbs:
-        if vote.correction:
-            wanted = {"role": "assistant", "content": vote.correction}
-            yield Lesson("correction", wanted, _said(asked, vote.answer), [vote.answer], [vote], [vote])
-
-
-def _from_thumbs(thumbs: list[Vote], asked: dict[str, Completion], compared: set[frozenset[str]]) -> Iterator[Lesson]:
-    by_answer: dict[str, list[Vote]] = defaultdict(list)
-    for vote in thumbs:
-        by_answer[str(vote.answer)].append(vote)
-    disliked = [given for given in by_answer.values() if _net(given) < 0]
-    for ups in (given for given in by_answer.values() if _net(given) > 0):
-        winner = ups[0].answer
-        for downs in disliked:
-            loser = downs[0].answer
-            same = _text(_said(asked, winner)) == _text(_said(asked, loser))
-            if not same and frozenset((str(winner), str(loser))) not in compared:
-                liking, disliking = _rated(ups, "up"), _rated(downs, "down")
-                needed = liking * (_net(ups) == 1) + disliking * (_net(downs) == -1)
-                answers = _said(asked, winner), _said(asked, loser)
-                yield Lesson("thumbs", *answers, [winner, loser], liking + disliking, needed)
-                disliked.remove(downs)
-                break
-
-
-def split_of(messages: Sequence[Message], held_out_share: float) -> Split:
-    """By hash of the conversation's first user turn, so all its turns and votes fall on one side for ever."""
-    share = int(conversation_digest(list(messages))[:8], 16) / 0x1_0000_0000
-    return "held_out" if share < held_out_share else "train"
-
-
-async def settle(ledger: Ledger) -> int:
-    """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once."""
+    end = time.monotonic() + within_s
+    await _heed_changed_rules(ledger)
     unsettled = await ledger.reply(ledger.redis.hkeys(ledger.keys.unsettled))
     settled = 0
-    for start in range(0, len(unsettled), AT_ONCE):
-        some = unsettled[start : start + AT_ONCE]
-        settled += sum(await asyncio.gather(*(_settle(ledger, prompt_hash) for prompt_hash in some)))
+    for start in range(0, len(unsettled), PROMPTS):
+        settled += await _settle(ledger, unsettled[start : start + PROMPTS])
+        if time.monotonic() > end:
+            break
     return settled
 
 
-async def _settle(ledger: Ledger, prompt_hash: str) -> int:
-    return await write_prompt(ledger, await read_prompt(ledger, prompt_hash))
+async def settle_prompt(ledger: Ledger, prompt_hash: str) -> None:
+    """Settle this one, if it is unsettled."""
+    await _settle(ledger, [prompt_hash])
 
 
 async def settle_and_judge(ledger: Ledger) -> int:
@@ -191,54 +130,188 @@ async def settle_and_judge(ledger: Ledger) -> int:
     return quarantined
 
 
+async def _heed_changed_rules(ledger: Ledger) -> None:
+    """A ledger settled by other rules than ours is settled anew. Doing so twice costs time and changes nothing."""
+    if await ledger.reply(ledger.redis.get(ledger.keys.settled_rules)) == RULES:
+        return
+    standing = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    for start in range(0, len(standing), BATCH):
+        pipe = ledger.redis.pipeline(transaction=False)
+        for opinion in await votes.get_many(ledger, standing[start : start + BATCH]):
+            pipe.hincrby(ledger.keys.unsettled, opinion.prompt_hash, 1)
+            pipe.sadd(ledger.keys.voter_prompts(opinion.voter), opinion.prompt_hash)  # not noted before "3"
+        await ledger.reply(pipe.execute())
+    await ledger.reply(ledger.redis.set(ledger.keys.settled_rules, RULES))
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """What the opinions of one prompt amount to, and how it stood when they were read."""
+    """A prompt as it stood before its opinions were read; `lessons` are ids of its pairs and unpaired answers."""
 
     hash: str
-    count: str | None
-    times: int
-    stale: set[str]
-    pairs: list[Pair]
+    count: str
+    times: str
+    opinions: set[str]
+    lessons: set[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the opinions on one prompt amount to: what they teach, and what they add to the report."""
+
+    derived: Derived
     part: Part
 
 
-async def read_prompt(ledger: Ledger, prompt_hash: str) -> Prompt:
+@dataclass(frozen=True)
+class Recount:
+    """The tally and the report as they should be when nothing is unsettled."""
+
+    tally: Counter[str]
+    report: Part
+
+
+async def _settle(ledger: Ledger, prompt_hashes: Iterable[str]) -> int:
+    prompts = await _read(ledger, list(prompt_hashes))
+    derived = await _derive(ledger, {prompt.hash: prompt.opinions for prompt in prompts})
+    return sum(await asyncio.gather(*(_write(ledger, prompt, derived[prompt.hash]) for prompt in prompts)))
+
+
+async def _read(ledger: Ledger, prompt_hashes: list[str]) -> list[Prompt]:
+    """Those that are unsettled."""
+    keys = ledger.keys
     pipe = ledger.redis.pipeline(transaction=True)
-    pipe.hget(ledger.keys.unsettled, prompt_hash)
-    pipe.get(ledger.keys.prompt_report(prompt_hash))
-    pipe.smembers(ledger.keys.prompt_pairs(prompt_hash))
-    pipe.smembers(ledger.keys.prompt_opinions(prompt_hash))
-    count, kept, before, members = await ledger.reply(pipe.execute())
-    opinions = await votes.get_many(ledger, sorted(members))
-    asked = await completions.get_many(ledger, sorted({r.completion_id for o in opinions for r in votes.refs(o)}))
-    # After the count: who is silenced later moves it.
-    silenced = await voters.silenced(ledger, {o.voter for o in opinions})
-    heard = [o for o in opinions if o.voter not in silenced]
-    pairs = derive(heard, asked, ledger.settings.held_out_share)
-    part = report.part(opinions, asked, pairs, silenced)
-    return Prompt(prompt_hash, count, report.times(kept), before - {p.id for p in pairs}, pairs, part)
+    for prompt_hash in prompt_hashes:
+        pipe.hget(keys.unsettled, prompt_hash)
+        pipe.get(keys.prompt_settled(prompt_hash))
+        pipe.smembers(keys.prompt_opinions(prompt_hash))
+        pipe.smembers(keys.prompt_pairs(prompt_hash))
+        pipe.hvals(keys.prompt_lessons(prompt_hash))
+    found = await ledger.reply(pipe.execute())
+    prompts: list[Prompt] = []
+    for nth, prompt_hash in enumerate(prompt_hashes):
+        count, times, opinions, own_pairs, became = found[5 * nth : 5 * nth + 5]
+        if count is not None:
+            single = {i for uses in became for i in uses.split() if i.startswith("unpaired-")}
+            prompts.append(Prompt(prompt_hash, count, times or "0", opinions, own_pairs | single))
+    return prompts
 
 
-async def write_prompt(ledger: Ledger, found: Prompt) -> int:
-    """Replace what stands of a prompt; 0 if something came in between, which leaves it unsettled."""
-    if found.count is None:  # somebody else has settled it
-        return 0
-    gone = sorted(found.stale)
-    keys = [
-        ledger.keys.unsettled,
-        ledger.keys.prompt_pairs(found.hash),
-        ledger.keys.pairs,
-        ledger.keys.pairs_waiting,
-        ledger.keys.prompt_report(found.hash),
-        ledger.keys.report,
-        ledger.keys.voter_scores,
+async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[str, Outcome]:
+    """For each prompt, what its opinions amount to."""
+    opinions = await _opinions(ledger, sorted({i for some in members.values() for i in some}))
+    asked = await _asked(ledger, opinions.values())
+    shown = await _shown(ledger, opinions.values())
+    # Last: the counts that `_write` compares were read before, and who is silenced from now on moves them.
+    silenced = await voters.silenced(ledger, {opinion.voter for opinion in opinions.values()})
+    unheard = _unheard(opinions.values(), shown, silenced)
+    found: dict[str, Outcome] = {}
+    for prompt_hash, some in members.items():
+        given = [opinions[i] for i in some if i in opinions]
+        heard = derive([o for o in given if o.id not in unheard], asked, ledger.settings.held_out_share)
+        left_out = heard.left_out | {o.id: unheard[o.id] for o in given if o.id in unheard}
+        part = report.part(given, asked, heard.pairs, silenced, shown)
+        found[prompt_hash] = Outcome(replace(heard, left_out=left_out), part)
+    return found
+
+
+async def recount(ledger: Ledger) -> Recount:
+    """Every prompt derived again. Reads the whole ledger."""
+    members: dict[str, set[str]] = defaultdict(set)
+    standing = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    for start in range(0, len(standing), BATCH):
+        for opinion in await votes.get_many(ledger, standing[start : start + BATCH]):
+            members[opinion.prompt_hash].add(opinion.id)
+    counts: Counter[str] = Counter()
+    parts: list[Part] = []
+    prompts = list(members)
+    for start in range(0, len(prompts), PROMPTS):
+        some = {prompt_hash: members[prompt_hash] for prompt_hash in prompts[start : start + PROMPTS]}
+        for outcome in (await _derive(ledger, some)).values():
+            counts.update(tally.tally_of(outcome.derived))
+            parts.append(outcome.part)
+    return Recount(counts, report.total(parts))
+
+
+async def _write(ledger: Ledger, prompt: Prompt, outcome: Outcome) -> int:
+    """1 if the prompt is settled now, 0 if opinions on it came in meanwhile, or somebody else settled it."""
+    keys, derived = ledger.keys, outcome.derived
+    written: list[Pair | Unpaired] = [*derived.pairs, *derived.unpaired]
+    gone = sorted(prompt.lessons - {one.id for one in written})
+    plan = {
+        "tally": tally.tally_of(derived),
+        "lessons": {**derived.left_out, **{i: " ".join(uses) for i, uses in derived.uses.items()}},
+        "write": [{"id": one.id, "at": repr(one.created), "kind": _kind(one)} for one in written],
+        "delete": gone,
+    }
+    touched = [
+        keys.unsettled,
+        keys.prompt_settled(prompt.hash),
+        keys.prompt_pairs(prompt.hash),
+        keys.prompt_lessons(prompt.hash),
+        keys.prompt_tally(prompt.hash),
+        keys.tally,
+        keys.pairs,
+        keys.pairs_waiting,
+        keys.pairs_held_out,
+        keys.unpaired,
+        keys.prompt_report(prompt.hash),
+        keys.report,
+        keys.voter_scores,
+        *(_key(ledger, i) for i in [*(one.id for one in written), *gone]),
     ]
-    keys += [ledger.keys.pair(i) for i in [*(p.id for p in found.pairs), *gone]]
-    args: list[str | int | float] = [found.hash, found.count, len(found.pairs)]
-    for pair in found.pairs:
-        args += [pair.id, pair.model_dump_json(exclude_none=True), pair.created]
-    return int(await ledger.run(SETTLE, keys, [*args, *gone, found.times, found.part.text]))
+    records = [one.model_dump_json(exclude_none=True) for one in written]
+    seen: list[str | int] = [prompt.hash, prompt.count, prompt.times, REMEMBERED_S]
+    return int(await ledger.run(SETTLE, touched, [*seen, json.dumps(plan), outcome.part.text, *records]))
+
+
+def _kind(one: Pair | Unpaired) -> str:
+    if isinstance(one, Unpaired):
+        return "unpaired"
+    return "unfit" if fault_of(one) else one.split
+
+
+def _key(ledger: Ledger, lesson_id: str) -> str:
+    is_unpaired = lesson_id.startswith("unpaired-")
+    return ledger.keys.unpaired_answer(lesson_id) if is_unpaired else ledger.keys.pair(lesson_id)
+
+
+async def _opinions(ledger: Ledger, ids: Sequence[str]) -> dict[str, votes.Opinion]:
+    found: dict[str, votes.Opinion] = {}
+    for start in range(0, len(ids), BATCH):
+        found |= {opinion.id: opinion for opinion in await votes.get_many(ledger, ids[start : start + BATCH])}
+    return found
+
+
+async def _asked(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str, Completion]:
+    ids = sorted({ref.completion_id for opinion in opinions for ref in votes.refs(opinion)})
+    found: dict[str, Completion] = {}
+    for start in range(0, len(ids), BATCH):
+        found |= await completions.get_many(ledger, ids[start : start + BATCH])
+    return found
+
+
+async def _shown(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str, Comparison]:
+    """The comparisons that `opinions` are about, by id."""
+    ids = sorted({opinion.comparison_id for opinion in opinions if isinstance(opinion, ComparisonVote)})
+    found: dict[str, Comparison] = {}
+    for start in range(0, len(ids), BATCH):
+        found |= {one.id: one for one in await comparisons.get_many(ledger, ids[start : start + BATCH])}
+    return found
+
+
+def _unheard(
+    opinions: Iterable[votes.Opinion], shown: Mapping[str, Comparison], silenced: Collection[str]
+) -> dict[str, Reason]:
+    """Opinions that no dataset may rest on, whatever they say, and why."""
+    honeypots = {comparison.id for comparison in shown.values() if comparison.expected}
+    found: dict[str, Reason] = {}
+    for opinion in opinions:
+        if opinion.voter in silenced:
+            found[opinion.id] = "quarantined"
+        elif isinstance(opinion, ComparisonVote) and opinion.comparison_id in honeypots:
+            found[opinion.id] = "honeypot"
+    return found
 
 
 async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:
@@ -261,9 +334,28 @@ async def waiting(ledger: Ledger) -> list[str]:
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.pairs_waiting, 0, -1)))
 
 
-async def waiting_since(ledger: Ledger, since: float) -> int:
-    """How many pairs wait whose last opinion was given after `since`."""
-    return int(await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")))
+async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
+    """Every rated answer that is in no pair, oldest first."""
+    listed = await ledger.reply(ledger.redis.zrange(ledger.keys.unpaired, 0, -1))
+    for start in range(0, len(listed), BATCH):
+        keys = [ledger.keys.unpaired_answer(i) for i in listed[start : start + BATCH]]
+        texts = await ledger.reply(ledger.redis.mget(keys))
+        rated = [Unpaired.model_validate_json(text) for text in texts if text is not None]
+        asked = await completions.get_many(ledger, sorted({one.answer.completion_id for one in rated}))
+        for one in rated:
+            completion = asked.get(one.answer.completion_id)
+            answer = completion.answer(one.answer.choice) if completion else None
+            if completion and answer:
+                yield UnpairedPreference(one, completion.messages, trainable(answer))
+
+
+async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
+    """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
+    pipe = ledger.redis.pipeline(transaction=False)
+    pipe.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")
+    pipe.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    count, oldest = await ledger.reply(pipe.execute())
+    return int(count), oldest[0][1] if oldest else None
 
 
 @dataclass(frozen=True)
@@ -272,7 +364,7 @@ class Counts:
 
     train: int
     held_out: int
-    by_source: dict[Source, int]
+    by_source: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -280,9 +372,10 @@ class Counts:
 
 
 async def counts(ledger: Ledger) -> Counts:
-    standing = await get_many(ledger, await ids(ledger))
-    held_out = sum(pair.split == "held_out" for pair in standing)
-    return Counts(len(standing) - held_out, held_out, dict(Counter(pair.source for pair in standing)))
+    """Of the pairs a job can learn from."""
+    counted = await tally.read(ledger)
+    train, held_out = (Counter(tally.under(counted, f"pairs:{split}")) for split in ("train", "held_out"))
+    return Counts(train.total(), held_out.total(), dict(train + held_out))
 
 
 async def require_enough(ledger: Ledger) -> Counts:
@@ -295,27 +388,3 @@ async def require_enough(ledger: Ledger) -> Counts:
             "the same prompt, prefer one answer to another, or correct some"
         )
     return found
-
-
-def _said(asked: dict[str, Completion], ref: AnswerRef) -> Message:
-    answer = asked[ref.completion_id].answer(ref.choice)
-    assert answer is not None, "a vote is only taken for a choice that exists"
-    return answer
-
-
-def _trainable(message: Message) -> Message:
-    """What training needs of a message: no nulls, no fields of the serving engine."""
-    kept = {k: message[k] for k in ("role", "content", "tool_calls") if message.get(k)}
-    return {"role": "assistant", "content": "", **kept}
-
-
-def _text(message: Message) -> str:
-    return str(message.get("content") or "").strip() + str(message.get("tool_calls") or "")
-
-
-def _rated(given: list[Vote], rating: Rating) -> list[Vote]:
-    return [vote for vote in given if vote.rating == rating]
-
-
-def _net(given: list[Vote]) -> int:
-    return sum(1 if v.rating == "up" else -1 for v in given)

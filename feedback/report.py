@@ -13,7 +13,6 @@ Counters, besides those of voters:
     met, agreed                 pairs of voters who answered one question, and of these who answered alike
     liked, disliked             answers decided by the votes (feedback/ballots.py)
     longer, shorter             pairs of given answers by which one was chosen
-    pairs SPLIT SOURCE          standing pairs
     answered DAY                answers of a day (days since 1970) that were voted on
     unheard                     opinions of quarantined and banned voters, which count nowhere else
 """
@@ -24,10 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
-from feedback import ballots, scores
+from feedback import ballots, scores, votes
 from feedback.ballots import DECISIVE, Ballot, Opinion
 from feedback.connection import Ledger
-from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Preference, Vote, canonical
+from feedback.records import Comparison, Completion, Message, Pair, Preference, Vote, canonical
 from feedback.scores import Score
 
 DAY_S = 86_400
@@ -45,15 +44,14 @@ class Part:
         return canonical({"counts": self.counts, "scores": self.scores})
 
 
-# Functions for the script that settles a prompt. Its part is kept behind the number of times it was settled; a new one
-# replaces the old one in the sums.
-REPLACE = """
-local function times(part)
-  return string.match(redis.call('GET', part) or '0', '^%d+')
-end
+NOTHING = Part({}, {}).text
 
+# A function for the script that settles a prompt: its new part replaces the old one in the sums.
+REPLACE = (
+    f"local NOTHING = '{NOTHING}'"
+    + """
 local function replace(part, counters, voters, text)
-  local old = string.match(redis.call('GET', part) or '', '^%d+ (.*)$')
+  local old = redis.call('GET', part) or NOTHING
   local function add(sign, one)
     for name, by in pairs(one.counts) do
       if redis.call('HINCRBY', counters, name, sign * by) == 0 then redis.call('HDEL', counters, name) end
@@ -67,18 +65,13 @@ local function replace(part, counters, voters, text)
       if is_zero then redis.call('HDEL', voters, voter) else redis.call('HSET', voters, voter, cjson.encode(sums)) end
     end
   end
-  if old ~= text then
-    add(1, cjson.decode(text))
-    if old then add(-1, cjson.decode(old)) end
-  end
-  redis.call('SET', part, times(part) + 1 .. ' ' .. text)
+  if old == text then return end
+  add(1, cjson.decode(text))
+  add(-1, cjson.decode(old))
+  if text == NOTHING then redis.call('DEL', part) else redis.call('SET', part, text) end
 end
 """
-
-
-def times(kept: str | None) -> int:
-    """How often a prompt was settled, by what is kept of it."""
-    return int(kept.split(" ", 1)[0]) if kept else 0
+)
 
 
 def part(
@@ -98,7 +91,9 @@ def part(
     counts.update(_questions([ballot for ballot in sides if ballot.voter not in unheard]))
     counts.update(_lengths(pairs))
     counts.update(
-        f"answered {int(asked[i].created // DAY_S)}" for i in _answers(heard, comparisons or {}) if i in asked
+        f"answered {int(asked[i].created // DAY_S)}"
+        for i in {ref.completion_id for opinion in heard for ref in votes.refs(opinion)}
+        if i in asked
     )
     given = Counter(opinion.voter for opinion in opinions)
     measured = scores.of(ballots.trials(sides, unheard), given)
@@ -165,7 +160,6 @@ def _questions(heard: Sequence[Ballot]) -> Counter[str]:
 def _lengths(pairs: Iterable[Pair]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for pair in pairs:
-        counts[f"pairs {pair.split} {pair.source}"] += 1
         longer = _length(pair.chosen) - _length(pair.rejected)
         if longer and pair.source != "correction":  # what a person wrote says nothing of answers
             counts["longer" if longer > 0 else "shorter"] += 1
@@ -175,17 +169,3 @@ def _lengths(pairs: Iterable[Pair]) -> Counter[str]:
 def _length(message: Message) -> int:
     content = message.get("content")
     return len(content) if isinstance(content, str) else 0
-
-
-def _answers(heard: Iterable[Opinion], comparisons: Mapping[str, Comparison]) -> set[str]:
-    """Ids of the completions that were voted on."""
-    found: set[str] = set()
-    for opinion in heard:
-        if isinstance(opinion, ComparisonVote):
-            shown = comparisons[opinion.comparison_id]
-            found |= {shown.a.completion_id, shown.b.completion_id}
-        elif isinstance(opinion, Preference):
-            found |= {opinion.chosen.completion_id, opinion.rejected.completion_id}
-        else:
-            found.add(opinion.completion_id)
-    return found

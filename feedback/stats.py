@@ -12,7 +12,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from feedback import adapters, report, strengths, voters
+from feedback import adapters, pairs, report, strengths, voters
 from feedback.connection import Ledger
 from feedback.proportions import wilson
 from feedback.records import StateChange
@@ -48,7 +48,7 @@ async def quality(ledger: Ledger) -> Json:
     games = strengths.outcomes(counts, [*versions[:RANKED], base])
     wins = await asyncio.to_thread(strengths.strengths, games, base)  # answers go on meanwhile
     return {
-        "pairs": await _pairs(ledger, counts),
+        "pairs": await _pairs(ledger),
         "versions": [_version(name, counts, wins.get(name), waits.get(name)) for name in versions],
         "position_bias": {
             **_share(counts.get("side a", 0), counts.get("side a", 0) + counts.get("side b", 0)),
@@ -87,20 +87,14 @@ def _number(name: str) -> int:
     return int(parts[1][1:]) if len(parts) == 3 and parts[1][1:].isdigit() else 0
 
 
-async def _pairs(ledger: Ledger, counts: dict[str, int]) -> Json:
-    by_split: Counter[str] = Counter()
-    by_source: Counter[str] = Counter()
-    for name, n in counts.items():
-        if name.startswith("pairs "):
-            _, split, source = name.split(" ")
-            by_split[split] += n
-            by_source[source] += n
+async def _pairs(ledger: Ledger) -> Json:
+    standing = await pairs.counts(ledger)
     return {
-        "total": by_split.total(),
-        "train": by_split["train"],
-        "held_out": by_split["held_out"],
+        "total": standing.total,
+        "train": standing.train,
+        "held_out": standing.held_out,
         "waiting": await ledger.reply(ledger.redis.zcard(ledger.keys.pairs_waiting)),
-        "by_source": dict(by_source),
+        "by_source": standing.by_source,
     }
 
 

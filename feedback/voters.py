@@ -22,8 +22,8 @@ SILENT: tuple[VoterState, ...] = ("quarantined", "banned")
 
 # A function for scripts that take votes, so that being admitted costs no call of its own: a leaky bucket of one minute
 # (the generic cell rate algorithm, ITU-T I.371). Each vote fills the buckets of its voter and of its key by a part; one
-# that would overflow either is refused with the wait in ms, and fills neither; half a part is left to rounding. A part
-# of 0 is no limit.
+# that would overflow either is refused with the wait in ms; half a part is left to rounding. A part of 0 is no limit.
+# Returns the refusal, or nil and a function that fills both: the caller writes first what Redis is to have memory for.
 ADMIT = """
 local function admit(states, voter, now, voter_pace, voter_part, key_pace, key_part)
   if redis.call('HGET', states, voter) == 'banned' then return 'banned' end
@@ -41,9 +41,10 @@ local function admit(states, voter, now, voter_pace, voter_part, key_pace, key_p
   local voter_at, key_at = filled(voter_pace, voter_part), filled(key_pace, key_part)
   local wait = math.max(over(voter_at, voter_part), over(key_at, key_part))
   if wait > 0 then return 'wait ' .. math.ceil(wait) end
-  keep(voter_pace, voter_part, voter_at)
-  keep(key_pace, key_part, key_at)
-  return nil
+  return nil, function()
+    keep(voter_pace, voter_part, voter_at)
+    keep(key_pace, key_part, key_at)
+  end
 end
 """
 
@@ -84,12 +85,6 @@ def refuse(outcome: str) -> NoReturn:
         )
     wait_s = int(outcome.removeprefix("wait ")) / 1000
     raise VotesTooFast(f"more votes came in a minute than are taken; send this one again in {wait_s:.1f} s", wait_s)
-
-
-async def expect_not_banned(ledger: Ledger, voter: str) -> None:
-    """For a vote that changes nothing and so is never written. Raises VoterBanned."""
-    if await ledger.reply(ledger.redis.hget(ledger.keys.voter_states, voter)) == "banned":
-        refuse("banned")
 
 
 async def silenced(ledger: Ledger, among: Iterable[str]) -> frozenset[str]:

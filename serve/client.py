@@ -64,7 +64,7 @@ class Client:
         with self._reached(), self._http.stream("POST", path, json=body) as reply:
             if reply.status_code != 200:
                 reply.read()
-                raise _failure(reply)
+                raise failure_of(reply)
             for line in reply.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
                     event: Json = json.loads(line[6:])
@@ -76,7 +76,7 @@ class Client:
         with self._reached():
             reply = self._http.request(method, path, **sent)
         if reply.status_code != 200:
-            raise _failure(reply)
+            raise failure_of(reply)
         answer: Json = reply.json()
         return answer
 
@@ -88,7 +88,7 @@ class Client:
             raise CallFailed(f"{self.url} does not answer ({type(error).__name__}); is `make run` running?") from error
 
 
-def _failure(reply: httpx.Response) -> CallFailed:
+def failure_of(reply: httpx.Response) -> CallFailed:
     try:
         return CallFailed(str(reply.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):

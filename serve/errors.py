@@ -46,6 +46,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.VoterUnknown: Meaning(404, "voter_not_found", "voter"),
     ledger.VoterBanned: Meaning(403, "voter_banned", "voter"),
     ledger.VotesTooFast: Meaning(429, "vote_rate_limited"),
+    ledger.ComparisonUnknown: Meaning(404, "comparison_not_found"),
     ledger.JobUnknown: Meaning(404, "job_not_found"),
     ledger.JobAlreadyClaimed: Meaning(409, "job_already_claimed"),
     ledger.JobLeaseLost: Meaning(409, "job_lease_lost"),
@@ -54,6 +55,8 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.AdapterUnknown: Meaning(404, "adapter_not_found"),
     ledger.AdapterNotServable: Meaning(409, "adapter_not_servable"),
     ledger.NothingToRollBackTo: Meaning(409, "nothing_to_roll_back_to"),
+    ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
+    ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }
 
@@ -87,6 +90,13 @@ def envelope(
 ) -> Response:
     body = {"error": {"message": message, "type": type_of(status), "param": param, "code": code}}
     return Response(orjson.dumps(body), status, dict(headers or {}), "application/json")
+
+
+def envelope_of(refusal: ledger.FeedbackError) -> Response:
+    meaning = REFUSALS[type(refusal)]
+    wait_s = refusal.retry_after_s
+    headers = None if wait_s is None else {"retry-after": str(max(1, math.ceil(wait_s)))}
+    return envelope(meaning.status, meaning.code, str(refusal), meaning.param, headers)
 
 
 def type_of(status: int) -> str:
@@ -138,10 +148,7 @@ def install(app: FastAPI) -> None:
 
 async def _on_feedback_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ledger.FeedbackError)
-    meaning = REFUSALS[type(error)]
-    wait_s = error.retry_after_s
-    headers = None if wait_s is None else {"retry-after": str(max(1, math.ceil(wait_s)))}
-    return envelope(meaning.status, meaning.code, str(error), meaning.param, headers)
+    return envelope_of(error)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -13,6 +13,9 @@ from feedback.records import Choice, Completion, Rating, Vote, prompt_digest
 AT_ONCE = 500
 BORN = 1_000_000.0
 
+ADDED = {"prompt_hash", "model", "created", "updated"}
+"""What the ledger's script adds to a vote."""
+
 Rule = Callable[[bool, random.Random], bool]
 """Whether a voter ups an answer, by whether it is good."""
 
@@ -83,8 +86,8 @@ async def vote(ledger: Ledger, given: Sequence[Vote]) -> None:
     for start in range(0, len(given), AT_ONCE):
         pipe = ledger.redis.pipeline(transaction=False)
         for one in given[start : start + AT_ONCE]:
-            key = ledger.keys.vote(one.id)
-            keys, args = votes.cast_call(ledger, key, None, one, [one.completion_id], is_paced=False)
+            said = one.model_dump(exclude_none=True, exclude=ADDED)
+            keys, args = votes.cast_call(ledger, said, [one.answer], [""], is_paced=False)
             pipe.evalsha(script, len(keys), *keys, *args)
         outcomes = await ledger.reply(pipe.execute())
-        assert set(outcomes) == {"ok"}
+        assert {outcome.split(" ", 1)[0] for outcome in outcomes} == {"changed"}

@@ -37,6 +37,8 @@ async def freeze(work: Work) -> Manifest:
     dataset.refuse_too_few(rows, least)
     await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
     rows.write(train_file, held_out_file)
+    taught = [*rows.train, *rows.held_out]
+    await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
 
     base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
     if capped:

@@ -7,7 +7,7 @@ import orjson
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from feedback import adapters, pairs, stats
+from feedback import adapters, pairs, preview, stats
 from feedback.connection import Ledger
 from feedback.records import Pair
 from serve.auth import Operator
@@ -21,16 +21,26 @@ Json = dict[str, Any]
 
 @router.get("/pairs")
 async def export(here: Here, _: Operator, format: Format = "trl", model: Model = None) -> StreamingResponse:
-    """One JSON object a line, oldest first. In `kto` a pair is two lines."""
+    """One JSON object a line, oldest first. In `kto` a pair is two lines, and rated answers in no pair follow."""
     ledger = here.ledger(model)
     await pairs.settle(ledger)  # before the first byte, so that a ledger that is down is a 503
     return StreamingResponse(_lines(ledger, format, await pairs.ids(ledger)), media_type="application/jsonl")
+
+
+@router.get("/pairs/preview")
+async def show_preview(here: Here, _: Operator, model: Model = None) -> Json:
+    """What a job would train on now, and why the rest is left out."""
+    ledger = here.ledger(model)
+    return {"object": "pairs.preview", "model": ledger.model, **(await preview.look(ledger)).model_dump()}
 
 
 async def _lines(ledger: Ledger, format: Format, ids: list[str]) -> AsyncIterator[bytes]:
     for start in range(0, len(ids), pairs.BATCH):
         for pair in await pairs.get_many(ledger, ids[start : start + pairs.BATCH]):
             yield b"".join(orjson.dumps(row) + b"\n" for row in _rows(pair, format))
+    if format == "kto":
+        async for rated in pairs.unpaired(ledger):
+            yield orjson.dumps({"prompt": rated.prompt, "completion": [rated.completion], "label": rated.label}) + b"\n"
 
 
 def _rows(pair: Pair, format: Format) -> list[Json]:

@@ -86,6 +86,25 @@ async def test_bad_bodies_unknown_routes_and_wrong_methods_are_told_apart(gatewa
     expect_envelope(await http.get("/v1/votes", params={"limit": "x"}), 400, "invalid_type", "limit")
 
 
+@pytest.mark.parametrize("path", ["/v1/votes", "/v1/preferences"])
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "missing_required_parameter"),
+        (b"{my secret", "invalid_json"),
+        (b'["my secret"]', "invalid_type"),
+        (b"{}", "missing_required_parameter"),
+    ],
+)
+async def test_a_vote_without_fastapis_reading_is_refused_as_one_with_it(
+    gateway: RunningGateway, path: str, body: bytes, code: str
+) -> None:
+    reply = await gateway.http.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert reply.json()["error"]["param"] in (None, "completion_id", "chosen")
+    expect_envelope(reply, 400, code, reply.json()["error"]["param"])
+
+
 async def test_a_body_over_the_limit_is_refused_however_it_comes(ledger: Ledger, tmp_path: Path) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(4):
@@ -119,6 +138,24 @@ async def test_keys_decide_who_may_do_what(ledger: Ledger, tmp_path: Path) -> No
         assert voted.json()["voter"].startswith("key-")
         assert (await gateway.operator.post(CHAT, json=ASK)).status_code == 200
         assert (await gateway.operator.get("/v1/adapters")).status_code == 200
+
+
+async def test_a_clients_key_finds_what_it_asked_for_and_nothing_else(ledger: Ledger, tmp_path: Path) -> None:
+    async with (
+        scripted_engine() as engine,
+        running_gateway(ledger, tmp_path, engine, client_keys=("ann-key", "bob-key")) as gateway,
+    ):
+        ann, bob = ({"authorization": f"Bearer {name}-key"} for name in ("ann", "bob"))
+        address = f"{CHAT}/{(await gateway.http.post(CHAT, json=ASK, headers=ann)).json()['id']}"
+
+        expect_envelope(await gateway.http.get(address, headers=bob), 404, "completion_not_found", "completion_id")
+        expect_envelope(await gateway.http.delete(address, headers=bob), 404, "completion_not_found", "completion_id")
+        expect_envelope(await gateway.http.get(CHAT, headers=ann), 403, "operator_key_required")
+        expect_envelope(await gateway.http.get("/v1/votes", headers=ann), 403, "operator_key_required")
+        assert (await gateway.http.get(address, headers=ann)).status_code == 200
+        assert (await gateway.operator.get(address)).status_code == 200
+        assert len((await gateway.operator.get(CHAT)).json()["data"]) == 1
+        assert (await gateway.http.delete(address, headers=ann)).status_code == 200
 
 
 async def test_without_keys_only_names_of_this_machine_are_answered(gateway: RunningGateway) -> None:

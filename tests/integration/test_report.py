@@ -193,6 +193,8 @@ def test_comparisons_are_counted_by_side_by_winner_and_by_what_they_left_open() 
             id=f"cvote-{voter}",
             comparison_id=shown.id,
             preferred=preferred,
+            a=shown.a,
+            b=shown.b,
             voter=voter,
             prompt_hash=shown.prompt_hash,
             model_a=V1,

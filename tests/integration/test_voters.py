@@ -198,15 +198,25 @@ async def test_outliers_are_quarantined_by_the_score_and_an_operator_has_the_las
         await voters.enter(ledger, "nobody", "banned", "a typo")
 
 
-async def test_a_pair_settled_while_its_voter_is_quarantined_does_not_stand(ledger: Ledger) -> None:
+async def test_a_pair_settled_while_its_voter_is_quarantined_does_not_stand(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (one,) = await asked(ledger, 1)
     good, bad = (AnswerRef(completion_id=one.id, choice=choice) for choice in (0, 1))
+    derive = pairs._derive
+
+    async def derive_late(*about: Any) -> Any:
+        """Between reading and writing another settles, and the quarantine makes the prompt as unsettled as it was."""
+        monkeypatch.setattr(pairs, "_derive", derive)
+        read = await derive(*about)
+        await pairs.settle(ledger)
+        await voters.enter(ledger, "ann", "quarantined", "seen")
+        return read
+
+    await pairs.settle(ledger)  # its first act is to note the rules
     await votes.prefer(ledger, chosen=good, rejected=bad, voter="ann")
-    read = await pairs.read_prompt(ledger, one.prompt_hash)
+    monkeypatch.setattr(pairs, "_derive", derive_late)
 
+    assert await pairs.settle(ledger) == 0  # the count began again and is the same: how often it was settled tells
     await pairs.settle(ledger)
-    await voters.enter(ledger, "ann", "quarantined", "seen")
-    late = await pairs.write_prompt(ledger, read)
-
-    assert late == 0  # the count began again and is the same: how often it was settled tells
     assert await standing(ledger) == []

@@ -156,6 +156,8 @@ def compared(number: int, preferred: str, voter: str) -> ComparisonVote:
             "id": f"cvote-{number}-{voter}",
             "comparison_id": f"cmp-{number}",
             "preferred": preferred,
+            "a": {"completion_id": f"chatcmpl-{number}-a"},
+            "b": {"completion_id": f"chatcmpl-{number}-b"},
             "voter": voter,
             "prompt_hash": "h",
             "model_a": "heed-v1-00000000",
