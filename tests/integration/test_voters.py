@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ async def test_voters_are_listed_in_pages_for_operators_only(gateway: RunningGat
 
 
 async def test_too_many_votes_in_a_minute_are_told_when_to_come_again(ledger: Ledger, tmp_path: Path) -> None:
-    slow = Ledger(ledger.redis, ledger.keys, ledger.settings.model_copy(update={"voter_votes_per_minute": 3}))
+    slow = replace(ledger, settings=ledger.settings.model_copy(update={"voter_votes_per_minute": 3}))
     made = await asked(ledger, 4)
     async with scripted_engine() as engine, running_gateway(slow, tmp_path, engine) as gateway:
         taken = [await thumb(gateway.http, one, "ann") for one in made[:3]]
@@ -136,7 +137,7 @@ async def test_too_many_votes_in_a_minute_are_told_when_to_come_again(ledger: Le
 
 
 async def test_the_demo_waits_where_its_voters_are_too_fast(ledger: Ledger, tmp_path: Path) -> None:
-    slow = Ledger(ledger.redis, ledger.keys, ledger.settings.model_copy(update={"voter_votes_per_minute": 60}))
+    slow = replace(ledger, settings=ledger.settings.model_copy(update={"voter_votes_per_minute": 60}))
     made = await asked(ledger, 63)
     async with (
         scripted_engine() as engine,
@@ -153,7 +154,7 @@ async def test_a_pace_is_a_minute_s_votes_at_once_and_then_one_by_one(ledger: Le
     made = await asked(ledger, 40)
     now = [1_700_000_000.0]
     slow = LedgerSettings(ledger_url=ledger.settings.ledger_url, voter_votes_per_minute=6, key_votes_per_minute=9)
-    paced = Ledger(ledger.redis, ledger.keys, slow, clock=lambda: now[0])
+    paced = replace(ledger, settings=slow, clock=lambda: now[0])
     left = iter(made)
 
     async def burst(voter: str) -> tuple[int, float]:
