@@ -26,7 +26,7 @@ from math import comb
 from feedback import ballots, scores, votes
 from feedback.ballots import DECISIVE, Ballot, Opinion
 from feedback.connection import Ledger
-from feedback.records import Comparison, Completion, Message, Pair, Preference, Vote, canonical
+from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Preference, Vote, canonical
 from feedback.scores import Score
 
 DAY_S = 86_400
@@ -87,7 +87,8 @@ def part(
     sides = ballots.cast(opinions, comparisons or {})
     counts = Counter[str](unheard=len(opinions) - len(heard))
     for opinion in heard:
-        counts.update(_names(opinion, asked))
+        if not _is_honeypot(opinion, comparisons or {}):
+            counts.update(_names(opinion, asked))
     counts.update(_questions([ballot for ballot in sides if ballot.voter not in unheard]))
     counts.update(_lengths(pairs))
     counts.update(
@@ -137,6 +138,12 @@ def _names(opinion: Opinion, asked: Mapping[str, Completion]) -> list[str]:
         return [f"neither {opinion.preferred}", "tied " + " ".join(sorted(models))]
     winner_model, loser_model = models if opinion.preferred == "a" else models[::-1]
     return [f"side {opinion.preferred}", _beat(winner_model, loser_model)]
+
+
+def _is_honeypot(opinion: Opinion, comparisons: Mapping[str, Comparison]) -> bool:
+    """Its answer was known before, so it says nothing of adapters."""
+    shown = comparisons.get(opinion.comparison_id) if isinstance(opinion, ComparisonVote) else None
+    return shown is not None and shown.expected is not None
 
 
 def _beat(winner: str, loser: str) -> str:

@@ -13,11 +13,12 @@ from feedback import adapters, pairs, report, stats, voters, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import VoterBanned
-from feedback.records import Adapter, AnswerRef, Comparison, ComparisonVote, Completion, Rating
+from feedback.records import Adapter, AnswerRef, Comparison, ComparisonVote, Completion, Preferred, Rating
 from feedback.report import DAY_S
 from tests import electorate
 from tests.gateways import running_gateway
 from tests.integration.test_commands import heed
+from tests.integration.test_pairs import compared
 from tests.scripted_engine import scripted_engine
 
 V1, BASE = "heed-v1-00000001", "heed-base"
@@ -35,7 +36,7 @@ async def asked(ledger: Ledger, count: int, answers: int = 2, adapter: str = BAS
     return made
 
 
-async def act_at_random(ledger: Ledger, made: list[Completion], chance: random.Random) -> None:
+async def act_at_random(ledger: Ledger, made: list[Completion], shown: list[Comparison], chance: random.Random) -> None:
     """Raises VoterBanned now and then."""
     voter = chance.choice(["ann", "bob", "cat", "dan"])
     one = chance.choice(made)
@@ -56,6 +57,9 @@ async def act_at_random(ledger: Ledger, made: list[Completion], chance: random.R
                 )
         case 4:
             await pairs.settle(ledger)
+        case 5 | 6:
+            preferred: Preferred = chance.choice(["a", "b", "tie", "both_bad"])
+            await votes.judge(ledger, comparison_id=chance.choice(shown).id, preferred=preferred, voter=voter)
         case _:
             rating: Rating = chance.choice(["up", "down"])
             correction = "what was wanted" if chance.random() < 0.2 else None
@@ -73,14 +77,17 @@ async def act_at_random(ledger: Ledger, made: list[Completion], chance: random.R
 async def test_the_counters_are_what_a_full_recount_gives(ledger: Ledger, seed: int) -> None:
     chance = random.Random(seed)
     made = await asked(ledger, 6) + await asked(ledger, 6, adapter=V1)  # twice the same questions
+    shown = [await compared(ledger, made[i], made[i + 6], expected) for i, expected in enumerate((None, None, "b"))]
 
+    counted: set[str] = set()
     for _ in range(5):
         for _ in range(40):
             with suppress(VoterBanned):
-                await act_at_random(ledger, made, chance)
+                await act_at_random(ledger, made, shown, chance)
         assert [sentence async for sentence in violations(ledger)] == []
+        counted |= (await report.counters(ledger)).keys()
 
-    assert (await report.counters(ledger))[f"votes {V1}"] > 0
+    assert counted > {f"votes {V1}", "side a", "side b", f"tied {BASE} {V1}"}
 
 
 async def test_check_names_a_counter_that_is_wrong(ledger: Ledger) -> None:
@@ -207,6 +214,10 @@ def test_comparisons_are_counted_by_side_by_winner_and_by_what_they_left_open() 
 
     part = report.part(opinions, {one.id: one for one in made}, [], {"bot"}, {shown.id: shown})
 
+    honeypot = shown.model_copy(update={"expected": "a"})
+    measured = report.part(opinions, {one.id: one for one in made}, [], {"bot"}, {shown.id: honeypot})
+
+    assert measured.counts == {"met": 3, "agreed": 1, "answered 3": 2, "unheard": 1}
     assert part.counts == {
         "side a": 2,
         "side b": 1,

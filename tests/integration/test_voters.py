@@ -9,15 +9,16 @@ from typing import Any
 import httpx
 import pytest
 
-from feedback import pairs, voters, votes
+from feedback import pairs, preview, voters, votes
 from feedback.check import violations
 from feedback.connection import Ledger
-from feedback.errors import VoterUnknown, VotesTooFast
-from feedback.records import AnswerRef, Completion, Pair
+from feedback.errors import VoterBanned, VoterUnknown, VotesTooFast
+from feedback.records import AnswerRef, Completion, Pair, Preferred
 from feedback.settings import LedgerSettings
 from tests import electorate
 from tests.electorate import contrary, honest
 from tests.gateways import RunningGateway, running_gateway
+from tests.integration.test_pairs import answered, compared
 from tests.scripted_engine import scripted_engine
 from trainer.visitor import Visitor, each
 
@@ -174,6 +175,38 @@ async def test_a_pace_is_a_minute_s_votes_at_once_and_then_one_by_one(ledger: Le
 
     assert [taken for taken, _ in found] == [6, 3, 1, 0]
     assert [wait_s for _, wait_s in found][:3] == pytest.approx([10, 60 / 9, 10], abs=0.1)
+
+
+async def test_votes_on_comparisons_are_held_to_the_same_rules(ledger: Ledger) -> None:
+    good, bad = await answered(ledger, "q", "good"), await answered(ledger, "q", "bad")
+    shown = await compared(ledger, good, bad)
+    slow = replace(ledger, settings=ledger.settings.model_copy(update={"voter_votes_per_minute": 1}))
+
+    async def judge(preferred: Preferred) -> bool:
+        said = {"comparison_id": shown.id, "preferred": preferred, "voter": "ann", "key": "key-1"}
+        return (await votes.judge(slow, **said, is_paced=True))[1]
+
+    assert (await judge("a"), await judge("a")) == (True, False)
+    with pytest.raises(VotesTooFast):
+        await judge("b")
+    (pair,) = await standing(ledger)
+    await voters.enter(ledger, "ann", "banned", "seen")
+    with pytest.raises(VoterBanned):
+        await judge("a")
+    seen = await preview.look(ledger)
+
+    assert (pair.voters, pair.needed, pair.keys) == (["ann"], ["ann"], ["key-1"])
+    assert (seen.left_out, await pairs.ids(ledger)) == ({"quarantined": 1}, [])
+    assert [sentence async for sentence in violations(ledger)] == []
+
+
+async def test_a_key_named_anew_does_not_make_it_another_vote(ledger: Ledger) -> None:
+    (one,) = await asked(ledger, 1)
+    first, _ = await votes.cast(ledger, completion_id=one.id, rating="up", voter="ann", key="old")
+
+    again, changed = await votes.cast(ledger, completion_id=one.id, rating="up", voter="ann", key="new")
+
+    assert (again, changed) == (first, False)
 
 
 async def test_outliers_are_quarantined_by_the_score_and_an_operator_has_the_last_word(ledger: Ledger) -> None:

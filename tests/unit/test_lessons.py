@@ -239,6 +239,25 @@ def test_a_pair_names_what_it_rests_on() -> None:
     assert pair.split == split_of(PROMPT, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("opinions", "needed"),
+    [
+        ([prefer(GOOD, BAD)], ["ann"]),
+        ([prefer(GOOD, BAD), judge(GOOD, BAD, "a", "bob")], []),
+        ([prefer(GOOD, BAD), prefer(GOOD, BAD, "bob"), prefer(BAD, GOOD, "cid")], ["ann", "bob"]),
+        ([down(BAD, correction="better")], ["ann"]),
+        ([up(GOOD), up(GOOD, "bob"), down(BAD, "cid")], ["cid"]),
+        ([up(GOOD), down(BAD, "cid"), down(BAD, "bob")], ["ann"]),
+    ],
+)
+def test_a_pair_names_those_without_whom_it_would_not_stand(opinions: list[Opinion], needed: list[str]) -> None:
+    (pair,) = derived(opinions).pairs
+    without = [derived(opinion for opinion in opinions if opinion.voter != voter) for voter in pair.voters]
+
+    assert pair.needed == needed
+    assert [voter for voter, left in zip(pair.voters, without, strict=True) if not left.pairs] == needed
+
+
 def test_more_voters_do_not_make_a_pair_new_and_another_direction_does() -> None:
     (first,) = derived([prefer(GOOD, BAD)]).pairs
     (more,) = derived([prefer(GOOD, BAD), judge(GOOD_AGAIN, BAD, "a", "bob")]).pairs
