@@ -12,12 +12,31 @@ from feedback.records import Completion
 
 DAY_S = 86_400
 
+# An import may record the same completion again just now. KEYS: completions, completions:users, then for each id its
+# completion and its user's completions (again the index where there is no user). ARGV: ids.
+SWEEP = """
+local swept = 0
+for i, id in ipairs(ARGV) do
+  if redis.call('EXISTS', KEYS[2 * i + 1]) == 0 then
+    swept = swept + redis.call('ZREM', KEYS[1], id)
+    if redis.call('HDEL', KEYS[2], id) == 1 then redis.call('SREM', KEYS[2 * i + 2], id) end
+  end
+end
+return swept
+"""
+
 
 async def record(ledger: Ledger, completion: Completion) -> None:
+    """Recording what is there changes nothing: an import derives its ids from content."""
     ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
+    text = completion.model_dump_json(exclude_none=True)
     pipe = ledger.redis.pipeline(transaction=True)
-    pipe.set(ledger.keys.completion(completion.id), completion.model_dump_json(exclude_none=True), ex=ttl_s)
-    pipe.zadd(ledger.keys.completions, {completion.id: completion.created})
+    pipe.set(ledger.keys.completion(completion.id), text, ex=ttl_s, nx=True)
+    pipe.zadd(ledger.keys.completions, {completion.id: completion.created}, nx=True)
+    if completion.user is not None:
+        users_completions = ledger.keys.user_completions(completion.user)
+        pipe.hset(ledger.keys.completion_users, completion.id, users_completions)
+        pipe.sadd(users_completions, completion.id)
     await ledger.reply(pipe.execute())
 
 
@@ -90,6 +109,10 @@ async def sweep(ledger: Ledger, limit: int = 1000) -> int:
         texts = await ledger.reply(ledger.redis.mget(keys))
         expired = [i for i, text in zip(old, texts, strict=True) if text is None]
         if expired:
-            await ledger.reply(ledger.redis.zrem(ledger.keys.completions, *expired))
+            owners = await ledger.reply(ledger.redis.hmget(ledger.keys.completion_users, expired))
+            keys = [ledger.keys.completions, ledger.keys.completion_users]
+            for completion_id, owner in zip(expired, owners, strict=True):
+                keys += [ledger.keys.completion(completion_id), owner or ledger.keys.completions]
+            await ledger.run(SWEEP, keys, expired)
         swept += len(expired)
         passed += len(old) - len(expired)

@@ -11,7 +11,7 @@ or a million, so a rule can change without touching a vote.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from feedback import completions, votes
@@ -53,6 +53,21 @@ end
 return 1
 """
 
+# The last pair of a page may be gone when the next one is asked for; put back for a moment it shows where it stood.
+# KEYS: all pairs. ARGV: the last pair's id ('' at the start), its time, how many.
+NEXT = """
+local from = 0
+if ARGV[1] ~= '' then
+  local added = redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[1])
+  from = redis.call('ZRANK', KEYS[1], ARGV[1]) + 1
+  if added == 1 then
+    redis.call('ZREM', KEYS[1], ARGV[1])
+    from = from - 1
+  end
+end
+return redis.call('ZRANGE', KEYS[1], from, from + ARGV[3] - 1, 'WITHSCORES')
+"""
+
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
 
@@ -88,6 +103,7 @@ class Lesson:
             id="pair-" + digest(*identity)[:24],
             prompt_hash=first.prompt_hash,
             prompt=first.messages,
+            tools=first.tools,
             chosen=_trainable(self.chosen),
             rejected=_trainable(self.rejected),
             source=self.source,
@@ -175,6 +191,18 @@ async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:
         texts = await ledger.reply(ledger.redis.mget([ledger.keys.pair(i) for i in some]))
         found += [Pair.model_validate_json(text) for text in texts if text is not None]
     return found
+
+
+async def pages(ledger: Ledger) -> AsyncIterator[list[Pair]]:
+    """Every pair, oldest first, a batch at a time; one whose page came before it was changed comes as it was."""
+    last, at = "", "0"
+    while found := await ledger.run(NEXT, [ledger.keys.pairs], [last, at, BATCH]):
+        last, at = found[-2:]
+        yield await get_many(ledger, found[::2])
+
+
+async def count(ledger: Ledger) -> int:
+    return int(await ledger.reply(ledger.redis.zcard(ledger.keys.pairs)))
 
 
 async def ids(ledger: Ledger) -> list[str]:

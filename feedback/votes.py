@@ -24,15 +24,16 @@ from feedback.errors import (
 from feedback.records import AnswerRef, Completion, Message, Preference, Rating, Vote
 
 # The completion may expire between our read and our write, and another request of the same voter may come in
-# between: so the write looks at both again. KEYS: opinion, the prompt's opinions, unsettled, all votes, then for each
-# completion its record and its votes. ARGV: opinion before ('' if none), opinion now, id, created, prompt hash.
+# between: so the write looks at both again. KEYS: opinion, the prompt's opinions, unsettled, all votes, the voter's
+# opinions, then for each completion its record and its votes. ARGV: opinion before ('' if none), opinion now, id,
+# created, prompt hash.
 CAST = """
 local before = redis.call('GET', KEYS[1]) or ''
 if before ~= ARGV[1] then return 'conflict' end
-for i = 5, #KEYS, 2 do
+for i = 6, #KEYS, 2 do
   if redis.call('EXISTS', KEYS[i]) == 0 then return 'expired' end
 end
-for i = 5, #KEYS, 2 do
+for i = 6, #KEYS, 2 do
   redis.call('PERSIST', KEYS[i])
   redis.call('SADD', KEYS[i + 1], ARGV[3])
 end
@@ -40,6 +41,7 @@ redis.call('SET', KEYS[1], ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
 redis.call('HINCRBY', KEYS[3], ARGV[5], 1)
 redis.call('ZADD', KEYS[4], ARGV[4], ARGV[3])
+redis.call('SADD', KEYS[5], ARGV[3])
 return 'ok'
 """
 
@@ -50,18 +52,22 @@ if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
 redis.call('ZREM', KEYS[4], ARGV[1])
-for i = 5, #KEYS, 2 do
+redis.call('SREM', KEYS[5], ARGV[1])
+for i = 6, #KEYS, 2 do
   redis.call('SREM', KEYS[i + 1], ARGV[1])
   if redis.call('SCARD', KEYS[i + 1]) == 0 then redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
 return 1
 """
 
-# KEYS: completion, its votes, all completions. ARGV: id. A vote may come in while the others are withdrawn.
+# KEYS: completion, its votes, all completions, completions:users, its user's completions. ARGV: id.
+# A vote may come in while the others are withdrawn.
 FORGET = """
 if redis.call('SCARD', KEYS[2]) > 0 then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[4], ARGV[1])
+redis.call('SREM', KEYS[5], ARGV[1])
 return 1
 """
 
@@ -193,8 +199,14 @@ async def withdraw(ledger: Ledger, opinion_id: str) -> None:
 
 async def forget_completion(ledger: Ledger, completion_id: str) -> None:
     """Delete a completion together with every opinion of it. Raises CompletionUnknown."""
-    await completions.get(ledger, completion_id)
-    keys = [ledger.keys.completion(completion_id), ledger.keys.completion_votes(completion_id), ledger.keys.completions]
+    user = (await completions.get(ledger, completion_id)).user
+    keys = [
+        ledger.keys.completion(completion_id),
+        ledger.keys.completion_votes(completion_id),
+        ledger.keys.completions,
+        ledger.keys.completion_users,
+        ledger.keys.user_completions(user or ""),
+    ]
     for _ in range(RETRIES):
         for opinion in await get_many(ledger, await ledger.reply(ledger.redis.smembers(keys[1]))):
             await _remove(ledger, opinion)
@@ -223,8 +235,14 @@ def _key(ledger: Ledger, opinion_id: str) -> str:
     return ledger.keys.vote(opinion_id) if opinion_id.startswith("vote-") else ledger.keys.preference(opinion_id)
 
 
-def _keys(ledger: Ledger, opinion_key: str, prompt_hash: str, touched: Iterable[str]) -> list[str]:
-    keys = [opinion_key, ledger.keys.prompt_opinions(prompt_hash), ledger.keys.unsettled, ledger.keys.votes]
+def _keys(ledger: Ledger, opinion_key: str, opinion: Opinion, touched: Iterable[str]) -> list[str]:
+    keys = [
+        opinion_key,
+        ledger.keys.prompt_opinions(opinion.prompt_hash),
+        ledger.keys.unsettled,
+        ledger.keys.votes,
+        ledger.keys.voter_opinions(opinion.voter),
+    ]
     for completion_id in touched:
         keys += [ledger.keys.completion(completion_id), ledger.keys.completion_votes(completion_id)]
     return keys
@@ -234,7 +252,7 @@ async def _write(ledger: Ledger, key: str, before: str | None, opinion: Opinion,
     """False if another request of the same voter came in between; raises CompletionUnknown if the answer expired."""
     outcome = await ledger.run(
         CAST,
-        _keys(ledger, key, opinion.prompt_hash, touched),
+        _keys(ledger, key, opinion, touched),
         [before or "", _text(opinion), opinion.id, opinion.created, opinion.prompt_hash],
     )
     if outcome == "expired":
@@ -245,7 +263,7 @@ async def _write(ledger: Ledger, key: str, before: str | None, opinion: Opinion,
 async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
     touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
     ttl_s = int(ledger.settings.completion_ttl_days * completions.DAY_S)
-    keys = _keys(ledger, _key(ledger, opinion.id), opinion.prompt_hash, touched)
+    keys = _keys(ledger, _key(ledger, opinion.id), opinion, touched)
     return bool(await ledger.run(WITHDRAW, keys, [opinion.id, opinion.prompt_hash, ttl_s]))
 
 
