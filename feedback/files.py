@@ -20,7 +20,7 @@ from feedback.records import Pair, TrainingFile, canonical, digest, new_id, prom
 
 
 async def store(ledger: Ledger, upload: BinaryIO, filename: str, purpose: str = "fine-tune") -> TrainingFile:
-    """Keep JSON Lines of OpenAI's or TRL's preference rows. Raises UploadInvalid, naming the line; LedgerUnavailable."""
+    """Keep JSON Lines of OpenAI's or TRL's preference rows. Raises UploadInvalid with the line, LedgerUnavailable."""
     file_id = new_id("file")
     path = path_of(ledger, file_id)
     beside = path.with_name(f".{path.name}")

@@ -51,17 +51,17 @@ class Report:
         return self.imported + self.duplicates + self.rejected
 
 
-def lines(file: BinaryIO, document_bytes: int = LINE_BYTES) -> Iterator[tuple[int, bytes]]:
+def lines(file: BinaryIO, array_bytes: int = LINE_BYTES) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of JSON Lines, or numbered items of one JSON array; blank lines count and are left out.
 
-    A line longer than LINE_BYTES comes cut, so it is no valid JSON. Raises UploadInvalid for an array that is none, or
-    is larger than `document_bytes`: it must be held in memory whole.
+    A line longer than LINE_BYTES comes cut, and still too long. Raises UploadInvalid for an array that is not one, or
+    is larger than `array_bytes`, for it must be held in memory whole; with 0 there are only lines.
     """
     number, held = 1, file.readline(LINE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
     while held and not held.strip():
         number, held = number + 1, file.readline(LINE_BYTES + 1)
-    if held.lstrip().startswith(b"["):
-        yield from _items(held + file.read(max(0, document_bytes + 1 - len(held))), document_bytes)
+    if array_bytes and held.lstrip().startswith(b"["):
+        yield from _items(held + file.read(max(0, array_bytes + 1 - len(held))), array_bytes)
         return
     while held:
         if held.strip():

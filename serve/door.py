@@ -8,13 +8,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.auth import Keys
 from serve.errors import Refused, envelope
 from serve.metrics import Metrics
+from serve.uploads import LINES
 
 log = logging.getLogger("heed.gateway")
 
 Headers = dict[bytes, bytes]
 
 UPLOADS = {"/v1/files", "/v1/import"}
-FILES = {b"multipart/form-data", b"application/jsonl", b"application/x-ndjson"}
+FILES = {b"multipart/form-data", *(kind.encode() for kind in LINES)}
 """What files come as. Only where they are taken, and there an operator's key is asked for, which no web page has."""
 
 

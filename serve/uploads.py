@@ -17,6 +17,8 @@ from serve.errors import Refused
 
 IN_MEMORY_BYTES = 2**20
 
+LINES = {"application/jsonl", "application/x-ndjson"}
+
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -39,12 +41,14 @@ class Upload:
     file: BinaryIO
     filename: str = ""
     fields: dict[str, str] = field(default_factory=dict)
+    is_lines: bool = False
 
 
 @asynccontextmanager
 async def received(request: Request) -> AsyncIterator[Upload]:
     """The form's `file`, or the body itself where it is no form. Raises Refused (400)."""
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == "multipart/form-data":
         async with request.form(max_files=1, max_fields=16) as form:
             sent = form.get("file")
             if not isinstance(sent, UploadFile):
@@ -56,4 +60,4 @@ async def received(request: Request) -> AsyncIterator[Upload]:
         async for chunk in request.stream():
             body.write(chunk)
         body.seek(0)
-        yield Upload(cast(BinaryIO, body))
+        yield Upload(cast(BinaryIO, body), is_lines=kind in LINES)

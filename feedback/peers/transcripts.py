@@ -6,8 +6,19 @@ from typing import Any
 from feedback.formats import Row, RowRefused, answer, messages, shown
 from feedback.records import Message, Rating
 
-ASKED = tuple("messages input inputs question query prompt".split())
-ANSWERED = tuple("message output outputs answer response content text messages choices generations".split())
+ASKED = ("messages", "input", "inputs", "question", "query", "prompt")
+ANSWERED = (
+    "message",
+    "messages",
+    "output",
+    "outputs",
+    "answer",
+    "response",
+    "content",
+    "text",
+    "choices",
+    "generations",
+)
 """Where a prompt or an answer is looked for in an object, in this order."""
 
 TYPES = {"human": "user", "ai": "assistant"}

@@ -21,6 +21,10 @@ REJECTS_LISTED = 1000
 """Enough to see what is wrong with a file; `heed import` sends fewer lines at a time and so prints them all."""
 
 
+ARRAY_BYTES = 10 * 2**20
+"""An array is held in memory whole, so it may be as large as any other body; longer files come as lines."""
+
+
 @router.get("/pairs")
 async def export(here: Here, _: Operator, format: Format = "trl", model: Model = None) -> StreamingResponse:
     """One JSON object a line, oldest first. In `kto` a pair is two lines."""
@@ -47,7 +51,8 @@ async def take_in(
     """A file, JSON Lines, or one JSON array; a second import of the same changes nothing."""
     ledger = here.ledger(model)
     async with received(request) as sent:
-        given = imports.read(imports.lines(sent.file), format, score)
+        found = imports.lines(sent.file, 0 if sent.is_lines else ARRAY_BYTES)
+        given = imports.read(found, format, score)
         report = await imports.take(ledger, given, format, REJECTS_LISTED)
     await pairs.settle(ledger)  # a long import pays for its pairs as it goes
     here.metrics.votes.labels("import").inc(report.imported)
