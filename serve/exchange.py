@@ -47,9 +47,9 @@ def export(client: Client, format: ExportFormat, out: Path, model: str, console:
 def push(client: Client, name: str, model: str, console: Console) -> None:
     """To a private dataset, as one Parquet file that `datasets.load_dataset` finds. Raises CallFailed."""
     _expect("huggingface_hub")
-    import httpx
+    from httpx2 import HTTPError  # the Hub's client speaks through it; HfHubHTTPError is one
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.parquet"
@@ -63,7 +63,7 @@ def push(client: Client, name: str, model: str, console: Console) -> None:
                 repo_id=name,
                 repo_type="dataset",
             )
-        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+        except (HTTPError, HFValidationError, OSError) as error:
             raise CallFailed(f"the Hub did not take {name}: {error}") from error
     console.print(f"They are on the Hub: {where}", markup=False, soft_wrap=True)
 
@@ -147,5 +147,5 @@ def _progress(title: str, total: int, console: Console) -> Iterator[tuple[Progre
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress, progress.add_task(title, total=total)
