@@ -26,35 +26,20 @@ BYTES_AT_ONCE = 8 * 2**20
 
 def export(client: Client, format: ExportFormat, out: Path, model: str, console: Console) -> None:
     """Raises CallFailed; then `out` is as it was."""
-    if format == "parquet":
-        _expect("pyarrow")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.part")
-    try:
-        with client.lines("/pairs", format="trl" if format == "parquet" else format, model=model) as (headers, found):
-            pairs = int(headers["x-heed-pairs"])
-            with _progress("exporting", pairs * (2 if format == "kto" else 1), console) as (progress, task):
-                watched = progress.track(found, task_id=task)
-                left_out = _write_parquet(watched, beside) if format == "parquet" else _write(watched, beside)
-        beside.rename(out)
-    finally:
-        beside.unlink(missing_ok=True)
+    pairs = _fetch(client, format, out, model, console)
     console.print(f"{pairs} pairs are in {out}.", markup=False, soft_wrap=True)
-    if left_out:
-        console.print(f"{left_out} of them hold more than text (images, calls of tools) and were left out of Parquet.")
 
 
 def push(client: Client, name: str, model: str, console: Console) -> None:
     """To a private dataset, as one Parquet file that `datasets.load_dataset` finds. Raises CallFailed."""
     _expect("huggingface_hub")
-    from httpx2 import HTTPError  # the Hub's client speaks through it; HfHubHTTPError is one
+    from httpx2 import HTTPError  # what the Hub's client speaks through
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
+    hub = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.parquet"
-        export(client, "parquet", file, model, console)
-        hub = HfApi()
+        pairs = _fetch(client, "parquet", file, model, console)
         try:
             hub.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
             where = hub.upload_file(
@@ -63,9 +48,9 @@ def push(client: Client, name: str, model: str, console: Console) -> None:
                 repo_id=name,
                 repo_type="dataset",
             )
-        except (HTTPError, HFValidationError, OSError) as error:
+        except (HTTPError, OSError, ValueError) as error:
             raise CallFailed(f"the Hub did not take {name}: {error}") from error
-    console.print(f"They are on the Hub: {where}", markup=False, soft_wrap=True)
+    console.print(f"{pairs} pairs are at {where}", markup=False, soft_wrap=True)
 
 
 def take_in(client: Client, file: Path, format: Source, model: str, score: str, console: Console) -> Report:
@@ -89,6 +74,26 @@ def take_in(client: Client, file: Path, format: Source, model: str, score: str, 
     return total
 
 
+def _fetch(client: Client, format: ExportFormat, out: Path, model: str, console: Console) -> int:
+    """Returns how many pairs are in the file now. Raises CallFailed; then `out` is as it was."""
+    if format == "parquet":
+        _expect("pyarrow")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside, rows_of_a_pair = out.with_name(f".{out.name}.part"), 2 if format == "kto" else 1
+    try:
+        with client.lines("/pairs", format="trl" if format == "parquet" else format, model=model) as (headers, found):
+            total = int(headers["x-heed-pairs"]) * rows_of_a_pair
+            with _progress("exporting", total, console) as (progress, task):
+                watched = progress.track(found, task_id=task)
+                written, left_out = (_write_parquet if format == "parquet" else _write)(watched, beside)
+        beside.rename(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    if left_out:
+        console.print(f"{left_out} pairs hold more than text (images, calls of tools), for which Parquet has no place.")
+    return written // rows_of_a_pair
+
+
 def _parts(numbered: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
     part: list[tuple[int, bytes]] = []
     size = 0
@@ -102,28 +107,32 @@ def _parts(numbered: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, by
         yield part
 
 
-def _write(found: Iterable[bytes], out: Path) -> int:
+def _write(found: Iterable[bytes], out: Path) -> tuple[int, int]:
+    written = 0
     with out.open("wb") as file:
-        file.writelines(line + b"\n" for line in found)
-    return 0
+        for line in found:
+            file.write(line + b"\n")
+            written += 1
+    return written, 0
 
 
-def _write_parquet(found: Iterable[bytes], out: Path) -> int:
-    """Returns how many rows had no place in it: its messages are a role and a text."""
+def _write_parquet(found: Iterable[bytes], out: Path) -> tuple[int, int]:
+    """How many rows were written, and how many left out: a message here is a role and a text."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     conversation = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
     columns = [("id", pyarrow.string()), *((name, conversation) for name in ("prompt", "chosen", "rejected"))]
     schema = pyarrow.schema(columns)
-    left_out = 0
+    written = left_out = 0
     coming = (json.loads(line) for line in found)
     with ParquetWriter(out, schema) as writer:
         while rows := list(islice(coming, ROWS_AT_ONCE)):
             texts = [row for row in rows if _is_text(row)]
+            written += len(texts)
             left_out += len(rows) - len(texts)
             writer.write_table(pyarrow.Table.from_pylist(texts, schema=schema))
-    return left_out
+    return written, left_out
 
 
 def _is_text(row: Json) -> bool:

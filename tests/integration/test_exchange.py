@@ -120,7 +120,11 @@ def test_pairs_of_any_texts_survive_the_way_through_the_ledger(
 ) -> None:
     """In by one format, out and in by the other, into two empty ledgers."""
     teaching = [
-        Preferred([{"role": "user", "content": prompt}], *({"role": "assistant", "content": t} for t in (good, bad)))
+        Preferred(
+            [{"role": "user", "content": prompt}],
+            {"role": "assistant", "content": good},
+            {"role": "assistant", "content": bad},
+        )
         for prompt, good, bad in asked
         if good.strip() != bad.strip()
     ]
@@ -130,7 +134,8 @@ def test_pairs_of_any_texts_survive_the_way_through_the_ledger(
         try:
             seen = []
             rows = [{"prompt": one.prompt, "chosen": [one.chosen], "rejected": [one.rejected]} for one in teaching]
-            for source, format in (("trl", "openai"), ("openai", "trl")):
+            ways: list[tuple[Format, Format]] = [("trl", "openai"), ("openai", "trl")]
+            for source, format in ways:
                 await ledger.redis.flushdb()
                 given = [Given([formats.read(row, source)]) for row in rows]
                 assert (await take(ledger, given, source)).imported == len(rows)

@@ -13,7 +13,7 @@ from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
 from tests.gateways import RunningGateway, running_gateway
 from tests.scripted_engine import scripted_engine
-from trainer import manifest, plan
+from trainer import dataset, manifest, plan
 from trainer.plan import TrainingFileUnknown
 from trainer.settings import WorkshopSettings
 from trainer.work import Work
@@ -183,7 +183,7 @@ async def test_the_same_file_gives_the_same_bytes_whatever_it_is_called(
         file = await gateway.openai.files.create(file=("pairs.jsonl", content), purpose="fine-tune")
         record = await files.get(ledger, file.id)
         pairs = files.rows(ledger, record)
-        digests.add(plan.dataset.build(sorted(pair.id for pair in pairs), pairs).digest)
+        digests.add(dataset.build(sorted(pair.id for pair in pairs), pairs).digest)
 
     assert len(digests) == 1
 

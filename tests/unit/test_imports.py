@@ -223,15 +223,15 @@ JSON_VALUES = some.recursive(
 @given(data=some.data(), source=some.sampled_from(get_args(Source)))
 def test_no_shape_of_a_line_breaks_the_reader(data: some.DataObject, source: Source) -> None:
     """A good line with any of its values replaced by something else is taken, or refused in words."""
-    row = {
-        "openwebui": lambda: open_webui(1, ["large"]),
-        "langfuse": langfuse,
-        "langsmith": lambda: langsmith(correction={"output": "x"}),
-        "fastchat": fastchat,
-        "openai": lambda: {"input": {"messages": ASKED}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
-        "trl": lambda: {"prompt": ASKED, "chosen": [GOOD], "rejected": [BAD]},
-        "kto": lambda: {"prompt": ASKED, "completion": [GOOD], "label": True},
-    }[source]()
+    row: Json = {
+        "openwebui": open_webui(1, ["large"]),
+        "langfuse": langfuse(),
+        "langsmith": langsmith(correction={"output": "x"}),
+        "fastchat": fastchat(),
+        "openai": {"input": {"messages": ASKED}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        "trl": {"prompt": ASKED, "chosen": [GOOD], "rejected": [BAD]},
+        "kto": {"prompt": ASKED, "completion": [GOOD], "label": True},
+    }[source]
     row = orjson.loads(orjson.dumps(row))  # a copy of its own: it is about to be damaged
     holder: Any = row
     while True:
