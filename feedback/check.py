@@ -27,6 +27,8 @@ async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
         if opinion is None:
             yield f"opinion {opinion_id} is listed but does not exist"
             continue
+        if not await ledger.reply(ledger.redis.sismember(ledger.keys.voter_opinions(opinion.voter), opinion_id)):
+            yield f"opinion {opinion_id} is not among its voter's, so an erasure would miss it"
         for ref in votes.refs(opinion):
             if not await ledger.reply(ledger.redis.exists(ledger.keys.completion(ref.completion_id))):
                 yield f"opinion {opinion_id} is about completion {ref.completion_id}, which does not exist"

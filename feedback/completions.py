@@ -4,7 +4,7 @@ A completion nobody voted on expires; one with a vote stays. Recording happens b
 its answer, so a vote that follows always finds it.
 """
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
@@ -23,6 +23,25 @@ for i, id in ipairs(ARGV) do
   end
 end
 return swept
+"""
+
+# The last member of a batch may be gone, or have moved, when the next is asked for; put back for a moment it shows where
+# it stood. KEYS: a zset. ARGV: the last member ('' at the start), the score it had, how many.
+NEXT = """
+local from = 0
+if ARGV[1] ~= '' then
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+  if score ~= ARGV[2] then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+  from = redis.call('ZRANK', KEYS[1], ARGV[1]) + 1
+  if not score then
+    redis.call('ZREM', KEYS[1], ARGV[1])
+    from = from - 1
+  elseif score ~= ARGV[2] then
+    redis.call('ZADD', KEYS[1], score, ARGV[1])
+    if tonumber(score) > tonumber(ARGV[2]) then from = from - 1 end
+  end
+end
+return redis.call('ZRANGE', KEYS[1], from, from + ARGV[3] - 1, 'WITHSCORES')
 """
 
 
@@ -79,6 +98,14 @@ async def page_of(
         start = 0 if position is None else int(position) + 1
     ids = await ledger.reply(ledger.redis.zrange(index, start, start + limit, desc=newest_first))
     return list(ids[:limit]), len(ids) > limit
+
+
+async def walk(ledger: Ledger, index: str, batch: int) -> AsyncIterator[list[str]]:
+    """All members of a zset in order, a batch at a time, whatever leaves it meanwhile; one that moves may come twice."""
+    last, at = "", "0"
+    while found := await ledger.run(NEXT, [index], [last, at, batch]):
+        last, at = found[-2:]
+        yield found[::2]
 
 
 async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str, str]) -> Completion:

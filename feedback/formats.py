@@ -21,6 +21,9 @@ Row = dict[str, Any]
 LINE_BYTES = 10 * 2**20
 """As large as a request of a chat may be."""
 
+DEPTH = 64
+"""Far more than any conversation needs, far less than what brings a JSON writer to its limits (pydantic: 255)."""
+
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 
 
@@ -83,6 +86,8 @@ def parse(line: bytes) -> Row:
         raise RowRefused("it is not valid JSON") from None
     if not isinstance(row, dict):
         raise RowRefused(f"it is {shown(row)}; it should be an object")
+    if _is_deeper(row, DEPTH):
+        raise RowRefused(f"it is nested more than {DEPTH} deep")
     return row
 
 
@@ -203,6 +208,11 @@ def _message(value: object, name: str) -> Message:
         raise RowRefused(f"{name}.content is {shown(content)}; it should be a string or a list of parts")
     # Arrow fills the fields that other messages have with nulls; a null content is what a call of a tool has.
     return {field: held for field, held in value.items() if held is not None or field == "content"}
+
+
+def _is_deeper(value: object, than: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return than < 0 or any(_is_deeper(held, than - 1) for held in inner)
 
 
 def _said(message: Message) -> str:

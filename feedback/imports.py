@@ -80,8 +80,6 @@ def read(
             yield number, _read(parse(line), source, score)
         except RowRefused as refused:
             yield number, str(refused)
-        except RecursionError:
-            yield number, "it is nested too deeply"
 
 
 async def take(ledger: Ledger, given: Iterable[tuple[int, Given | str]], source: Source, most_rejects: int) -> Report:

@@ -53,21 +53,6 @@ end
 return 1
 """
 
-# The last pair of a page may be gone when the next one is asked for; put back for a moment it shows where it stood.
-# KEYS: all pairs. ARGV: the last pair's id ('' at the start), its time, how many.
-NEXT = """
-local from = 0
-if ARGV[1] ~= '' then
-  local added = redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[1])
-  from = redis.call('ZRANK', KEYS[1], ARGV[1]) + 1
-  if added == 1 then
-    redis.call('ZREM', KEYS[1], ARGV[1])
-    from = from - 1
-  end
-end
-return redis.call('ZRANGE', KEYS[1], from, from + ARGV[3] - 1, 'WITHSCORES')
-"""
-
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
 
@@ -194,11 +179,9 @@ async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:
 
 
 async def pages(ledger: Ledger) -> AsyncIterator[list[Pair]]:
-    """Every pair, oldest first, a batch at a time; one whose page came before it was changed comes as it was."""
-    last, at = "", "0"
-    while found := await ledger.run(NEXT, [ledger.keys.pairs], [last, at, BATCH]):
-        last, at = found[-2:]
-        yield await get_many(ledger, found[::2])
+    """Every pair, oldest first, a batch at a time; one that changes meanwhile may come twice, as it was and as it is."""
+    async for some in completions.walk(ledger, ledger.keys.pairs, BATCH):
+        yield await get_many(ledger, some)
 
 
 async def count(ledger: Ledger) -> int:

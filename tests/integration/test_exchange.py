@@ -296,6 +296,22 @@ async def test_a_page_of_pairs_goes_on_where_it_was_although_its_last_pair_is_go
     assert await pairs.count(ledger) == len(everything) - 1
 
 
+async def test_a_walk_misses_nothing_when_its_last_member_moves_away(ledger: Ledger) -> None:
+    names = [f"m{i:02}" for i in range(10)]
+    for moved_to in (0.5, 4.5, 4.0, 99.0):
+        await ledger.redis.delete("walked")
+        await ledger.redis.zadd("walked", {name: float(place) for place, name in enumerate(names)})
+        walk = completions.walk(ledger, "walked", 5)
+
+        first = await anext(walk)
+        await ledger.redis.zadd("walked", {first[-1]: moved_to})
+        rest = [name async for some in walk for name in some]
+
+        assert first == names[:5]
+        assert [name for name in rest if name != first[-1]] == names[5:]
+        assert await ledger.redis.zscore("walked", first[-1]) == moved_to
+
+
 async def test_a_source_can_be_erased_like_any_voter(ledger: Ledger) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(5)]
     await take(ledger, [Given([formats.read(row, "trl")]) for row in rows])
