@@ -25,8 +25,8 @@ end
 return swept
 """
 
-# The last member of a batch may be gone, or have moved, when the next is asked for; put back for a moment it shows where
-# it stood. KEYS: a zset. ARGV: the last member ('' at the start), the score it had, how many.
+# The last member of a batch may be gone, or have moved, when the next is asked for; put back for a moment it shows
+# where it stood. KEYS: a zset. ARGV: the last member ('' at the start), the score it had, how many.
 NEXT = """
 local from = 0
 if ARGV[1] ~= '' then
@@ -101,7 +101,7 @@ async def page_of(
 
 
 async def walk(ledger: Ledger, index: str, batch: int) -> AsyncIterator[list[str]]:
-    """All members of a zset in order, a batch at a time, whatever leaves it meanwhile; one that moves may come twice."""
+    """All members of a zset in order, a batch at a time, whatever leaves meanwhile; one that moves may come twice."""
     last, at = "", "0"
     while found := await ledger.run(NEXT, [index], [last, at, batch]):
         last, at = found[-2:]

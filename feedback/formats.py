@@ -2,7 +2,7 @@
 
     trl     {"prompt", "chosen", "rejected"}   message lists; strings, and an implicit prompt, are read too
     openai  {"input": {"messages", "tools"?}, "preferred_output": [message], "non_preferred_output": [message]}
-    kto     {"prompt", "completion", "label"}  a pair is two rows; each is read as a thumb
+    kto     {"prompt", "completion", "label"}  a pair is two rows, an unpaired answer one; each is read as a thumb
 
 Pure functions. A row that cannot be read is refused in words that name its fields and never quote them.
 """
@@ -71,9 +71,17 @@ def rows(pair: Pair, format: Format) -> list[Row]:
         row = {"input": {"messages": pair.prompt, **tools}}
         return [row | {"preferred_output": [pair.chosen], "non_preferred_output": [pair.rejected]}]
     if format == "kto":
-        answers = ((pair.chosen, True), (pair.rejected, False))
-        return [{"prompt": pair.prompt, "completion": [answer], "label": label, **tools} for answer, label in answers]
+        return [
+            row_of_answer(Rated(pair.prompt, pair.chosen, "up", pair.tools)),
+            row_of_answer(Rated(pair.prompt, pair.rejected, "down", pair.tools)),
+        ]
     return [{"id": pair.id, "prompt": pair.prompt, "chosen": [pair.chosen], "rejected": [pair.rejected], **tools}]
+
+
+def row_of_answer(rated: Rated) -> Row:
+    """In `kto`, the one format for answers without another to compare them with."""
+    tools = {"tools": rated.tools} if rated.tools else {}
+    return {"prompt": rated.prompt, "completion": [rated.answer], "label": rated.rating == "up", **tools}
 
 
 def parse(line: bytes) -> Row:

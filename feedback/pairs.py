@@ -89,8 +89,8 @@ class Lesson:
             prompt_hash=first.prompt_hash,
             prompt=first.messages,
             tools=first.tools,
-            chosen=_trainable(self.chosen),
-            rejected=_trainable(self.rejected),
+            chosen=trainable(self.chosen),
+            rejected=trainable(self.rejected),
             source=self.source,
             split=split_of(first.messages, held_out_share),
             opinions=sorted(o.id for o in self.by),
@@ -179,7 +179,7 @@ async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:
 
 
 async def pages(ledger: Ledger) -> AsyncIterator[list[Pair]]:
-    """Every pair, oldest first, a batch at a time; one that changes meanwhile may come twice, as it was and as it is."""
+    """Every pair, oldest first, a batch at a time; one that changes meanwhile may come twice, old and new."""
     async for some in completions.walk(ledger, ledger.keys.pairs, BATCH):
         yield await get_many(ledger, some)
 
@@ -240,7 +240,7 @@ def _said(asked: dict[str, Completion], ref: AnswerRef) -> Message:
     return answer
 
 
-def _trainable(message: Message) -> Message:
+def trainable(message: Message) -> Message:
     """What training needs of a message: no nulls, no fields of the serving engine."""
     kept = {k: message[k] for k in ("role", "content", "tool_calls") if message.get(k)}
     return {"role": "assistant", "content": "", **kept}

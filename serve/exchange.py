@@ -26,8 +26,8 @@ BYTES_AT_ONCE = 8 * 2**20
 
 def export(client: Client, format: ExportFormat, out: Path, model: str, console: Console) -> None:
     """Raises CallFailed; then `out` is as it was."""
-    pairs = _fetch(client, format, out, model, console)
-    console.print(f"{pairs} pairs are in {out}.", markup=False, soft_wrap=True)
+    rows = _fetch(client, format, out, model, console)
+    console.print(f"{rows} rows are in {out}.", markup=False, soft_wrap=True)
 
 
 def push(client: Client, name: str, model: str, console: Console) -> None:
@@ -39,7 +39,7 @@ def push(client: Client, name: str, model: str, console: Console) -> None:
     hub = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.parquet"
-        pairs = _fetch(client, "parquet", file, model, console)
+        rows = _fetch(client, "parquet", file, model, console)
         try:
             hub.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
             where = hub.upload_file(
@@ -50,7 +50,7 @@ def push(client: Client, name: str, model: str, console: Console) -> None:
             )
         except (HTTPError, OSError, ValueError) as error:
             raise CallFailed(f"the Hub did not take {name}: {error}") from error
-    console.print(f"{pairs} pairs are at {where}", markup=False, soft_wrap=True)
+    console.print(f"{rows} rows are at {where}", markup=False, soft_wrap=True)
 
 
 def take_in(client: Client, file: Path, format: Source, model: str, score: str, console: Console) -> Report:
@@ -75,14 +75,14 @@ def take_in(client: Client, file: Path, format: Source, model: str, score: str, 
 
 
 def _fetch(client: Client, format: ExportFormat, out: Path, model: str, console: Console) -> int:
-    """Returns how many pairs are in the file now. Raises CallFailed; then `out` is as it was."""
+    """Returns how many rows are in the file now. Raises CallFailed; then `out` is as it was."""
     if format == "parquet":
         _expect("pyarrow")
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside, rows_of_a_pair = out.with_name(f".{out.name}.part"), 2 if format == "kto" else 1
+    beside = out.with_name(f".{out.name}.part")
     try:
         with client.lines("/pairs", format="trl" if format == "parquet" else format, model=model) as (headers, found):
-            total = int(headers["x-heed-pairs"]) * rows_of_a_pair
+            total = int(headers["x-heed-pairs"]) * (2 if format == "kto" else 1)
             with _progress("exporting", total, console) as (progress, task):
                 watched = progress.track(found, task_id=task)
                 written, left_out = (_write_parquet if format == "parquet" else _write)(watched, beside)
@@ -91,7 +91,7 @@ def _fetch(client: Client, format: ExportFormat, out: Path, model: str, console:
         beside.unlink(missing_ok=True)
     if left_out:
         console.print(f"{left_out} pairs hold more than text (images, calls of tools), for which Parquet has no place.")
-    return written // rows_of_a_pair
+    return written
 
 
 def _parts(numbered: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:

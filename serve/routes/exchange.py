@@ -1,15 +1,15 @@
 """In and out: the pairs as other tools read them, and feedback that was given elsewhere. For operators."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from feedback import imports, pairs
+from feedback import imports, pairs, unpaired
 from feedback.connection import Ledger
-from feedback.formats import Format, rows
+from feedback.formats import Format, row_of_answer, rows
 from serve.auth import Operator
 from serve.gateway import Here, Model
 from serve.uploads import FORM, received
@@ -27,7 +27,7 @@ ARRAY_BYTES = 10 * 2**20
 
 @router.get("/pairs")
 async def export(here: Here, _: Operator, format: Format = "trl", model: Model = None) -> StreamingResponse:
-    """One JSON object a line, oldest first. In `kto` a pair is two lines."""
+    """One JSON object a line, oldest first. In `kto` a pair is two lines; answers rated and in no pair follow."""
     ledger = here.ledger(model)
     await pairs.settle(ledger)  # before the first byte, so that a ledger that is down is a 503
     headers = {"x-heed-pairs": str(await pairs.count(ledger))}
@@ -36,7 +36,14 @@ async def export(here: Here, _: Operator, format: Format = "trl", model: Model =
 
 async def _lines(ledger: Ledger, format: Format) -> AsyncIterator[bytes]:
     async for page in pairs.pages(ledger):
-        yield b"".join(orjson.dumps(row) + b"\n" for pair in page for row in rows(pair, format))
+        yield _jsonl(row for pair in page for row in rows(pair, format))
+    if format == "kto":
+        async for answers in unpaired.pages(ledger):
+            yield _jsonl(map(row_of_answer, answers))
+
+
+def _jsonl(some: Iterable[Json]) -> bytes:
+    return b"".join(orjson.dumps(row) + b"\n" for row in some)
 
 
 @router.post("/import", openapi_extra=FORM)

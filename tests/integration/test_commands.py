@@ -119,7 +119,7 @@ async def test_pairs_are_exported_to_a_file_that_can_be_imported_again(
     await ledger.redis.flushdb()
     imported = await heed(gateway, "import", str(out), "--format", format)
 
-    assert exported == (0, f"3 pairs are in {out}.\n")
+    assert exported == (0, f"{lines} rows are in {out}.\n")
     assert out.read_bytes().count(b"\n") == lines
     assert imported == (0, f"{lines} lines: {lines} imported, 0 were there, 0 rejected.\n")
     assert await pairs.count(ledger) == 3
@@ -139,7 +139,7 @@ async def test_parquet_holds_what_trl_reads_and_says_what_it_has_no_place_for(
     found = datasets.Dataset.from_parquet(str(out), cache_dir=str(tmp_path / "cache")).to_list()
     assert code == 0
     assert "1 pairs hold more than text" in shown
-    assert f"2 pairs are in {out}" in shown
+    assert f"2 rows are in {out}" in shown
     assert [row["chosen"] for row in found] == [[{"role": "assistant", "content": "good"}]] * 2
     assert {row["prompt"][0]["content"] for row in found} == {row["prompt"] for row in rows(2)}
     assert found[0].keys() == {"id", "prompt", "chosen", "rejected"}
@@ -183,7 +183,7 @@ async def test_pairs_are_pushed_to_a_private_dataset_as_one_parquet_file(
 
     await runner.cleanup()
     assert code == 0, shown
-    assert "2 pairs are at http://127.0.0.1" in shown
+    assert "2 rows are at http://127.0.0.1" in shown
     assert told["repository"].items() >= {"type": "dataset", "visibility": "private"}.items()
     (file,) = [line["value"] for line in told["commit"] if line["key"] == "file"]
     assert file["path"] == "data/train-00000-of-00001.parquet"

@@ -108,6 +108,31 @@ async def test_what_is_exported_and_imported_into_an_empty_ledger_is_the_same_pa
     assert await broken(ledger) == []
 
 
+async def test_kto_takes_out_answers_in_no_pair_too_by_majority_and_once(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    liked = await answered(ledger, "lone question", "liked", "argued about", "preferred", "outdone")
+    for voter, rating in (("ann", "up"), ("bob", "up"), ("carl", "down")):
+        await votes.cast(ledger, completion_id=liked.id, choice=0, rating=rating, voter=voter)  # type: ignore[arg-type]
+    await votes.cast(ledger, completion_id=liked.id, choice=1, rating="up", voter="ann")
+    await votes.cast(ledger, completion_id=liked.id, choice=1, rating="down", voter="bob")
+    ref = [AnswerRef(completion_id=liked.id, choice=choice) for choice in (2, 3)]
+    await votes.prefer(ledger, chosen=ref[0], rejected=ref[1], voter="ann")
+    await votes.cast(ledger, completion_id=liked.id, choice=2, rating="up", voter="ann")
+
+    reply = await gateway.operator.get("/v1/pairs", params={"format": "kto"})
+
+    found = [json.loads(line) for line in reply.text.splitlines()]
+    assert [(row["completion"][0]["content"], row["label"]) for row in found] == [
+        ("preferred", True),
+        ("outdone", False),
+        ("liked", True),
+    ]
+    await ledger.redis.flushdb()
+    again = await gateway.operator.post("/v1/import?format=kto", content=reply.content, headers=JSONL)
+    assert again.json()["imported"] == 3
+
+
 TEXTS = some.text(alphabet=some.characters(exclude_categories=["Cs"]), max_size=30)
 
 
