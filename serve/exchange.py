@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from feedback.errors import UploadInvalid
 from feedback.imports import Report, Source, lines
 from serve.client import CallFailed, Client
 
@@ -59,7 +60,7 @@ def take_in(client: Client, file: Path, format: Source, model: str, score: str, 
     query = {"format": format, "model": model} | ({"score": score} if score else {})
     size = file.stat().st_size
     with file.open("rb") as content, _progress("importing", size, console) as (progress, task):
-        for part in _parts(lines(content, size)):
+        for part in _parts(_readable(lines(content, size))):
             answer = client.send_lines("/import", b"\n".join(line.strip() for _, line in part), **query)
             total.imported += answer["imported"]
             total.duplicates += answer["duplicates"]
@@ -78,20 +79,30 @@ def _fetch(client: Client, format: ExportFormat, out: Path, model: str, console:
     """Returns how many rows are in the file now. Raises CallFailed; then `out` is as it was."""
     if format == "parquet":
         _expect("pyarrow")
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.part")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with client.lines("/pairs", format="trl" if format == "parquet" else format, model=model) as (headers, found):
             total = int(headers["x-heed-pairs"]) * (2 if format == "kto" else 1)
             with _progress("exporting", total, console) as (progress, task):
                 watched = progress.track(found, task_id=task)
                 written, left_out = (_write_parquet if format == "parquet" else _write)(watched, beside)
         beside.rename(out)
+    except OSError as error:
+        raise CallFailed(f"{out} cannot be written ({error.strerror}); name another place with --out") from error
     finally:
         beside.unlink(missing_ok=True)
     if left_out:
         console.print(f"{left_out} pairs hold more than text (images, calls of tools), for which Parquet has no place.")
     return written
+
+
+def _readable(numbered: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Raises CallFailed for an array that is none."""
+    try:
+        yield from numbered
+    except UploadInvalid as invalid:
+        raise CallFailed(str(invalid)) from None
 
 
 def _parts(numbered: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:

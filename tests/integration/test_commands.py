@@ -192,6 +192,19 @@ async def test_pairs_are_pushed_to_a_private_dataset_as_one_parquet_file(
     assert len(datasets.Dataset.from_parquet(str(pushed), cache_dir=str(tmp_path / "cache"))) == 2
 
 
+async def test_a_file_that_cannot_be_read_or_written_is_one_sentence(gateway: RunningGateway, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.json"
+    torn.write_text('[{"prompt": "my secret"')
+
+    read = await heed(gateway, "import", str(torn), "--format", "trl")
+    written = await heed(gateway, "export", "--out", str(tmp_path))
+
+    assert read == (1, "the file begins like a JSON array and is not valid JSON\n")
+    assert written[0] == 1
+    assert f"{tmp_path} cannot be written" in written[1]
+    assert not list(tmp_path.parent.glob(".*.part"))
+
+
 async def test_a_hub_that_cannot_be_reached_is_one_sentence(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
