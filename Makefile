@@ -36,10 +36,11 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
 	@$(LOCK) $(UPGRADE) --extra dev -c requirements/gateway.txt -o requirements/dev.txt
-	@$(LOCK) $(UPGRADE) --extra gpu -c requirements/dev.txt -o requirements/gpu.txt
+	@$(LOCK) $(UPGRADE) --extra gpu --extra console -c requirements/dev.txt -o requirements/gpu.txt
+	@$(LOCK) $(UPGRADE) --extra console -c requirements/gpu.txt -o requirements/console.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/cpu.txt 2>/dev/null || true
 	@sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml > requirements/.torch
-	@$(LOCK) $(UPGRADE) --extra cpu -c requirements/dev.txt --config-file requirements/torch-cpu.toml \
+	@$(LOCK) $(UPGRADE) --extra cpu --extra console -c requirements/dev.txt --config-file requirements/torch-cpu.toml \
 		--override requirements/.torch -o requirements/cpu.txt
 	@sed -i 's/^torch==[0-9.]*/&+cpu/' requirements/cpu.txt
 	@rm requirements/.torch

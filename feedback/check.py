@@ -1,22 +1,23 @@
 """The ledger's invariants, verified.
 
 A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
-only what exists, no pair in two open jobs, no lease that cannot run out, one adapter for each succeeded job, and a
-live adapter that is on disk with the digest it was registered with.
+only what exists, a tally that a recount confirms, no pair in two open jobs, no lease that cannot run out, one adapter
+for each succeeded job, and a live adapter that is on disk with the digest it was registered with.
 """
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
-from feedback import adapters, completions, jobs, pairs, votes
+from feedback import adapters, comparisons, completions, jobs, pairs, tally, votes
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown
+from feedback.records import ComparisonVote
 
 
 async def violations(ledger: Ledger) -> AsyncIterator[str]:
     """Each broken invariant as a sentence. Unsettled prompts are settled first: they are work, not damage."""
     await pairs.settle(ledger)
-    for check in (_opinions, _pairs, _jobs, _adapters, _durability):
+    for check in (_opinions, _pairs, _tally, _jobs, _adapters, _durability):
         async for broken in check(ledger):
             yield broken
 
@@ -29,6 +30,8 @@ async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
             continue
         if not await ledger.reply(ledger.redis.sismember(ledger.keys.voter_opinions(opinion.voter), opinion_id)):
             yield f"opinion {opinion_id} is not among its voter's, so an erasure would miss it"
+        if isinstance(opinion, ComparisonVote) and not await comparisons.get_many(ledger, [opinion.comparison_id]):
+            yield f"opinion {opinion_id} is about comparison {opinion.comparison_id}, which does not exist"
         for ref in votes.refs(opinion):
             if not await ledger.reply(ledger.redis.exists(ledger.keys.completion(ref.completion_id))):
                 yield f"opinion {opinion_id} is about completion {ref.completion_id}, which does not exist"
@@ -51,6 +54,21 @@ async def _pairs(ledger: Ledger) -> AsyncIterator[str]:
             yield f"pair {pair_id} rests on {opinion_id}, which was withdrawn"
     for pair_id in set(await pairs.waiting(ledger)) - set(ids):
         yield f"pair {pair_id} waits for training but does not exist"
+    for pair_id in set(await ledger.reply(ledger.redis.smembers(ledger.keys.pairs_held_out))) - set(ids):
+        yield f"pair {pair_id} is held out but does not exist"
+    listed = await ledger.reply(ledger.redis.zcard(ledger.keys.unpaired))
+    readable = len([one async for one in pairs.unpaired(ledger)])
+    if listed != readable:
+        yield f"{listed} rated answers are listed as unpaired and {readable} of them exist"
+
+
+async def _tally(ledger: Ledger) -> AsyncIterator[str]:
+    kept, recounted = await tally.read(ledger), await pairs.recount(ledger)
+    if await ledger.reply(ledger.redis.exists(ledger.keys.unsettled)):
+        return  # votes came in while we counted
+    for name in sorted(kept.keys() | recounted.keys()):
+        if kept[name] != recounted[name]:
+            yield f"the tally has {kept[name]} for {name}, a recount {recounted[name]}"
 
 
 async def _jobs(ledger: Ledger) -> AsyncIterator[str]:

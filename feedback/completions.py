@@ -4,7 +4,7 @@ A completion nobody voted on expires; one with a vote stays. Recording happens b
 its answer, so a vote that follows always finds it.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
@@ -12,8 +12,27 @@ from feedback.records import Completion
 
 DAY_S = 86_400
 
-# An import may record the same completion again just now. KEYS: completions, completions:users, then for each id its
-# completion and its user's completions (again the index where there is no user). ARGV: ids.
+# Lua, for scripts that need little of a completion: its first bytes, for a whole record takes long to parse. Nothing a
+# client wrote comes before the end of the pattern. `given` is the head as JSON where the record, older than heads or
+# with longer names, does not begin with one. Returns what is missing, or nil and the head.
+HEAD = """
+local function head_of(key, given)
+  if given ~= '' then
+    if redis.call('EXISTS', key) == 0 then return 'unknown' end
+    local head = cjson.decode(given)
+    return nil, head.object, cjson.encode(head.adapter), head.prompt_hash, ',' .. table.concat(head.indexes, ',') .. ','
+  end
+  local text = redis.call('GETRANGE', key, 0, 2047)
+  if text == '' then return 'unknown' end
+  local object, adapter, prompt, indexes = string.match(text, '^{"v":1,"id":"[^"]*","object":"([^"]*)",' ..
+    '"served_model":"[^"]*","adapter":("[^"]*"),"created":[^,"]+,"prompt_hash":"(%x+)","indexes":%[([%d,]*)%]')
+  if not object then return 'headless' end
+  return nil, object, adapter, prompt, ',' .. indexes .. ','
+end
+"""
+
+# An import may record the same completion again just now. KEYS: the index, completions:users, then for each id its
+# record and its user's completions (again the index where there is no user, as for comparisons). ARGV: ids.
 SWEEP = """
 local swept = 0
 for i, id in ipairs(ARGV) do
@@ -59,15 +78,25 @@ async def record(ledger: Ledger, completion: Completion) -> None:
     await ledger.reply(pipe.execute())
 
 
-async def get(ledger: Ledger, completion_id: str) -> Completion:
-    """Raises CompletionUnknown."""
+async def get(ledger: Ledger, completion_id: str, client: str | None = None) -> Completion:
+    """With `client`, only if that key asked for it; others learn nothing of it. Raises CompletionUnknown."""
     text = await ledger.reply(ledger.redis.get(ledger.keys.completion(completion_id)))
-    if text is None:
-        raise CompletionUnknown(
-            f"no completion {completion_id!r}: it was not stored, was deleted, or expired without a vote "
-            f"after {ledger.settings.completion_ttl_days:g} days"
-        )
-    return Completion.model_validate_json(text)
+    completion = Completion.model_validate_json(text) if text is not None else None
+    if completion is None or client not in (None, completion.client):
+        raise unknown(ledger, completion_id)
+    return completion
+
+
+def unknown(ledger: Ledger, completion_id: str) -> CompletionUnknown:
+    return CompletionUnknown(
+        f"no completion {completion_id!r}: it was not stored, was deleted, or expired without a vote "
+        f"after {ledger.settings.completion_ttl_days:g} days"
+    )
+
+
+def head(completion: Completion) -> str:
+    """What HEAD takes as `given`."""
+    return completion.model_dump_json(include={"object", "adapter", "prompt_hash", "indexes"})
 
 
 async def get_many(ledger: Ledger, ids: Iterable[str]) -> dict[str, Completion]:
@@ -120,26 +149,28 @@ async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str
 
 
 async def sweep(ledger: Ledger, limit: int = 1000) -> int:
-    """Take expired completions out of the index; returns how many. Called now and then by the schedule.
+    """Take expired completions and comparisons out of their indexes; returns how many. Called by the schedule.
 
-    Old completions with a vote stay; they are passed over, `limit` at a time.
+    Old ones with a vote stay; they are passed over, `limit` at a time.
     """
+    swept = await _sweep(ledger, ledger.keys.completions, ledger.keys.completion, limit)
+    return swept + await _sweep(ledger, ledger.keys.comparisons, ledger.keys.comparison, limit)
+
+
+async def _sweep(ledger: Ledger, index: str, key_of: Callable[[str], str], limit: int) -> int:
     horizon = ledger.clock() - ledger.settings.completion_ttl_days * DAY_S
     passed, swept = 0, 0
     while True:
-        old = await ledger.reply(
-            ledger.redis.zrange(ledger.keys.completions, "-inf", horizon, byscore=True, offset=passed, num=limit)
-        )
+        old = await ledger.reply(ledger.redis.zrange(index, "-inf", horizon, byscore=True, offset=passed, num=limit))
         if not old:
             return swept
-        keys = [ledger.keys.completion(i) for i in old]
-        texts = await ledger.reply(ledger.redis.mget(keys))
+        texts = await ledger.reply(ledger.redis.mget([key_of(i) for i in old]))
         expired = [i for i, text in zip(old, texts, strict=True) if text is None]
         if expired:
             owners = await ledger.reply(ledger.redis.hmget(ledger.keys.completion_users, expired))
-            keys = [ledger.keys.completions, ledger.keys.completion_users]
-            for completion_id, owner in zip(expired, owners, strict=True):
-                keys += [ledger.keys.completion(completion_id), owner or ledger.keys.completions]
+            keys = [index, ledger.keys.completion_users]
+            for member, owner in zip(expired, owners, strict=True):
+                keys += [key_of(member), owner or index]
             await ledger.run(SWEEP, keys, expired)
         swept += len(expired)
         passed += len(old) - len(expired)

@@ -1,19 +1,19 @@
-"""One door to Redis: a blocking pool with a timeout, scripts by their source, failures by one name.
+"""One door to Redis: a blocking pool with a timeout, scripts in groups, failures by one name.
 
 Nothing here retries: the caller knows whether its act may be repeated.
 """
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
-from feedback.errors import LedgerUnavailable
+from feedback.commits import Argument, Commits
+from feedback.failures import FAILURES, refused_or_lost
 from feedback.keys import Keys
 from feedback.settings import LedgerSettings
 
@@ -28,8 +28,8 @@ class Ledger:
     redis: "Redis"
     keys: Keys
     settings: LedgerSettings
+    commits: Commits
     clock: Callable[[], float] = time.time
-    _scripts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def model(self) -> str:
@@ -37,22 +37,18 @@ class Ledger:
 
     def of(self, model: str) -> "Ledger":
         """The same server, another served model."""
-        return Ledger(self.redis, Keys(model), self.settings, self.clock, self._scripts)
+        return Ledger(self.redis, Keys(model), self.settings, self.commits, self.clock)
 
-    async def run(self, script: str, keys: Iterable[str], args: Iterable[str | int | float | bytes]) -> Any:
-        """Run a Lua script atomically; it is sent once and then called by its digest."""
-        if script not in self._scripts:
-            self._scripts[script] = self.redis.register_script(script)
-        return await self.reply(self._scripts[script](keys=list(keys), args=list(args), client=self.redis))
+    async def run(self, script: str, keys: Iterable[str], args: Iterable[Argument]) -> Any:
+        """Run a Lua script atomically, in one trip with others that are waiting to be run."""
+        return await self.commits.run(script, list(keys), list(args))
 
     async def reply(self, command: Any) -> Any:
         """Await a redis command, turning its failures into the ledger's own."""
         try:
             return await command
-        except (RedisError, OSError, TimeoutError) as error:
-            raise LedgerUnavailable(
-                f"the ledger did not take the request ({type(error).__name__}); nothing was stored; try again"
-            ) from error
+        except FAILURES as error:
+            raise refused_or_lost(error) from error
 
     async def close(self) -> None:
         await self.redis.aclose()
@@ -70,4 +66,5 @@ def open_ledger(settings: LedgerSettings, model: str = "heed", clock: Callable[[
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
-    return Ledger(Redis(connection_pool=pool), Keys(model), settings, clock)
+    redis = Redis(connection_pool=pool)
+    return Ledger(redis, Keys(model), settings, Commits(redis, settings.ledger_timeout_s), clock)

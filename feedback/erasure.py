@@ -2,14 +2,17 @@
 
 A voter's opinions go, or a user's completions with everybody's opinions of them; the pairs that rested on these go or
 are derived anew from what is left. What an adapter has learnt cannot be taken out of it, so those trained on such
-pairs are named, and so are open jobs that have frozen them. Erasing twice finds nothing the second time.
+opinions (lineage knows them exactly, until they are erased there too) are named, and so are open jobs that have frozen
+such pairs. Erasing twice finds nothing the second time.
+
+An idempotency key holds nobody's words, only digests and ids, so there is nothing of a person to erase in it.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from feedback import adapters, jobs, pairs, votes
+from feedback import adapters, jobs, lineage, pairs, votes
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import Pair
@@ -46,7 +49,7 @@ async def of_voter(ledger: Ledger, voter: str) -> Erased:
     for start in range(0, len(ids), AT_ONCE):
         gone = await asyncio.gather(*(_withdraw(ledger, i) for i in ids[start : start + AT_ONCE]))
         erased.votes += sum(gone)
-    return await _account(ledger, erased, resting)
+    return await _account(ledger, erased, ids, resting)
 
 
 async def of_user(ledger: Ledger, user: str) -> Erased:
@@ -62,7 +65,7 @@ async def of_user(ledger: Ledger, user: str) -> Erased:
         gone = await asyncio.gather(*(_forget(ledger, i) for i in ids[start : start + AT_ONCE]))
         erased.completions += sum(gone)
     await ledger.reply(ledger.redis.srem(ledger.keys.user_completions(user), *ids)) if ids else None
-    return await _account(ledger, erased, resting)
+    return await _account(ledger, erased, sorted(opinions), resting)
 
 
 async def _resting_on(ledger: Ledger, opinion_ids: Sequence[str]) -> list[Pair]:
@@ -78,19 +81,21 @@ async def _resting_on(ledger: Ledger, opinion_ids: Sequence[str]) -> list[Pair]:
     return [pair for pair in await pairs.get_many(ledger, sorted(pair_ids)) if erased & set(pair.opinions)]
 
 
-async def _account(ledger: Ledger, erased: Erased, resting: Sequence[Pair]) -> Erased:
+async def _account(ledger: Ledger, erased: Erased, opinion_ids: Sequence[str], resting: Sequence[Pair]) -> Erased:
     await pairs.settle(ledger)
     ids = [pair.id for pair in resting]
     erased.pairs = len(ids) - len(await pairs.get_many(ledger, ids))
-    for adapter_id in await ledger.reply(ledger.redis.zrange(ledger.keys.adapters, 0, -1)):
-        if await _learnt(ledger, (await adapters.get(ledger, adapter_id)).job, ids):
+    learnt: set[str] = set()
+    for start in range(0, len(opinion_ids), AT_ONCE):
+        learnt |= await lineage.forget(ledger, opinion_ids[start : start + AT_ONCE])
+    for adapter_id in await ledger.reply(ledger.redis.zrange(ledger.keys.adapters, 0, -1)) if learnt else []:
+        if (await adapters.get(ledger, adapter_id)).job in learnt:
             erased.adapters.append(adapter_id)
-    erased.jobs = [job_id for job_id in await jobs.open_ids(ledger) if await _learnt(ledger, job_id, ids)]
+    for job_id in await jobs.open_ids(ledger):
+        # One that has frozen pairs and not yet noted their opinions will hold these, too.
+        if job_id in learnt or not set(ids).isdisjoint(await jobs.frozen(ledger, job_id)):
+            erased.jobs.append(job_id)
     return erased
-
-
-async def _learnt(ledger: Ledger, job_id: str, pair_ids: Iterable[str]) -> bool:
-    return not set(pair_ids).isdisjoint(await jobs.frozen(ledger, job_id))
 
 
 async def _withdraw(ledger: Ledger, opinion_id: str) -> bool:

@@ -4,9 +4,11 @@ FeedbackError
 ├── LedgerUnavailable
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
+├── ComparisonUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 ├── FileUnknown         UploadInvalid
+├── IdempotencyConflict IdempotencyInProgress
 └── RecordConflict
 """
 
@@ -47,6 +49,10 @@ class SameAnswer(FeedbackError):
     """A preference names the same answer twice."""
 
 
+class ComparisonUnknown(FeedbackError):
+    """No such comparison: it failed, was deleted with one of its answers, or expired without a vote."""
+
+
 class JobUnknown(FeedbackError):
     """No such job."""
 
@@ -85,6 +91,14 @@ class FileUnknown(FeedbackError):
 
 class UploadInvalid(FeedbackError):
     """An uploaded file is not what it should be; the message names the line."""
+
+
+class IdempotencyConflict(FeedbackError):
+    """An idempotency key came before with another body."""
+
+
+class IdempotencyInProgress(FeedbackError):
+    """A request with the same idempotency key is being answered at this moment."""
 
 
 class RecordConflict(FeedbackError):

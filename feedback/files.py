@@ -15,7 +15,7 @@ from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import FileUnknown, LedgerUnavailable, TooFewPairs, UploadInvalid
 from feedback.formats import LINE_BYTES, RowRefused, parse, read_preference
-from feedback.pairs import split_of
+from feedback.lessons import split_of
 from feedback.records import Pair, TrainingFile, canonical, digest, new_id, prompt_digest
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import JobAlreadyClaimed, JobFinished, JobLeaseLost, JobUnknown
-from feedback.records import Job, JobError, JobEvent
+from feedback.records import Job, JobError, JobEvent, Pair
 
 EVENTS_KEPT = 10_000
 """A job logs about one event a second at most; this is hours of them in a few MB."""
@@ -59,6 +59,19 @@ for i = 3, #ARGV do
 end
 return 'ok'
 """
+
+# A job taken up again may find other opinions behind its pairs, so the first part clears what was noted before.
+# KEYS: job, lease, the job's opinions. ARGV: token, '1' for the first part, then links.
+NOTE_OPINIONS = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'lost' end
+if redis.call('HGET', KEYS[1], 'status') ~= 'running' then return 'finished' end
+if ARGV[2] == '1' then redis.call('DEL', KEYS[3]) end
+for i = 3, #ARGV do redis.call('ZADD', KEYS[3], 0, ARGV[i]) end
+return 'ok'
+"""
+
+LINKS = 1000
+"""Links in one script: some milliseconds, in which nobody else is answered."""
 
 # A number is given to a job once, so a job taken up again publishes under the same one.
 # KEYS: job, lease, counter. ARGV: token.
@@ -199,6 +212,18 @@ async def freeze(ledger: Ledger, job_id: str, token: str, pair_ids: Sequence[str
 async def frozen(ledger: Ledger, job_id: str) -> list[str]:
     """Ids of the pairs the job trains or trained on; empty before its dataset is frozen."""
     return list(await ledger.reply(ledger.redis.lrange(ledger.keys.job_pairs(job_id), 0, -1)))
+
+
+async def note_opinions(ledger: Ledger, job_id: str, token: str, dataset: Sequence[Pair]) -> None:
+    """Keep which opinions the job's pairs rest on as it reads them, for lineage: a link is `OPINION SPLIT PAIR`.
+
+    Raises JobLeaseLost, JobFinished.
+    """
+    keys = [ledger.keys.job(job_id), ledger.keys.job_lease(job_id), ledger.keys.job_opinions(job_id)]
+    links = [f"{opinion_id} {pair.split} {pair.id}" for pair in dataset for opinion_id in pair.opinions]
+    for start in range(0, len(links), LINKS):
+        outcome = await ledger.run(NOTE_OPINIONS, keys, [token, int(start == 0), *links[start : start + LINKS]])
+        _expect_ok(outcome, job_id)
 
 
 async def number(ledger: Ledger, job_id: str, token: str) -> int:

@@ -13,22 +13,35 @@ vote:ID                    string  until withdrawn        votes                 
 votes                      zset    until withdrawn        votes                       votes.page, stats
 preference:ID              string  until withdrawn        votes                       votes, pairs
 voter:HASH:opinions        set     until withdrawn        votes                       erasure
+comparison_vote:ID         string  until withdrawn        votes                       votes, pairs
+comparison:ID              string  TTL until voted on     comparisons.record          comparisons, votes, pairs
+comparison:ID:votes        set     as its votes           votes                       votes
+comparisons                zset    trimmed on sweep       comparisons.record          comparisons.page
 unsettled                  hash    until settled          votes (count per prompt)    pairs.settle
+settled:rules              string  kept                   pairs.settle                pairs.settle
 prompt:HASH:pairs          set     as its pairs           pairs.settle                pairs.settle
+prompt:HASH:lessons        hash    as its opinions        pairs.settle (by opinion)   lineage, pairs.settle
+prompt:HASH:tally          hash    as its opinions        pairs.settle                pairs.settle
+tally                      hash    kept                   pairs.settle                preview, stats
 pair:ID                    string  as its votes           pairs.settle                pairs, jobs
 pairs                      zset    as its pairs           pairs.settle                pairs, jobs
 pairs:waiting              zset    until trained on       pairs.settle, jobs          jobs
+pairs:held_out             set     as its pairs           pairs.settle                preview
+unpaired:ID                string  as its votes           pairs.settle                pairs.unpaired
+unpaired                   zset    as its votes           pairs.settle                pairs.unpaired
 pairs:claims               hash    while a job is open    jobs                        check
 job:ID                     hash    kept                   jobs                        jobs
 job:ID:lease               string  TTL, by heartbeat      jobs                        jobs, check
 job:ID:events              list    kept, capped           jobs                        jobs.events
 job:ID:pairs               list    kept                   jobs.freeze                 lineage, check
+job:ID:opinions            zset    kept until erasure     jobs.note_opinions          lineage, erasure
 jobs, jobs:open            zset    kept; while open       jobs                        jobs
 adapter:ID                 hash    kept                   adapters                    adapters
 adapter:ID:history         list    kept                   adapters                    adapters
 adapters                   zset    kept                   adapters                    adapters
 adapters:version           string  kept (a counter)       adapters.next_version       adapters
 serving, serving:past      hash, list  kept               adapters                    hot swap
+idempotency:DIGEST         string  TTL, a day             idempotency                 idempotency
 
 Uploaded files belong to no served model; their hash tag is `files`.
 
@@ -73,6 +86,12 @@ class Keys:
     def prompt_pairs(self, prompt_hash: str) -> str:
         return self._key(f"prompt:{prompt_hash}:pairs")
 
+    def prompt_lessons(self, prompt_hash: str) -> str:
+        return self._key(f"prompt:{prompt_hash}:lessons")
+
+    def prompt_tally(self, prompt_hash: str) -> str:
+        return self._key(f"prompt:{prompt_hash}:tally")
+
     def vote(self, vote_id: str) -> str:
         return self._key(f"vote:{vote_id}")
 
@@ -83,9 +102,30 @@ class Keys:
     def votes(self) -> str:
         return self._key("votes")
 
+    def comparison_vote(self, vote_id: str) -> str:
+        return self._key(f"comparison_vote:{vote_id}")
+
+    def comparison(self, comparison_id: str) -> str:
+        return self._key(f"comparison:{comparison_id}")
+
+    def comparison_votes(self, comparison_id: str) -> str:
+        return self._key(f"comparison:{comparison_id}:votes")
+
+    @property
+    def comparisons(self) -> str:
+        return self._key("comparisons")
+
     @property
     def unsettled(self) -> str:
         return self._key("unsettled")
+
+    @property
+    def settled_rules(self) -> str:
+        return self._key("settled:rules")
+
+    @property
+    def tally(self) -> str:
+        return self._key("tally")
 
     def pair(self, pair_id: str) -> str:
         return self._key(f"pair:{pair_id}")
@@ -97,6 +137,17 @@ class Keys:
     @property
     def pairs_waiting(self) -> str:
         return self._key("pairs:waiting")
+
+    @property
+    def pairs_held_out(self) -> str:
+        return self._key("pairs:held_out")
+
+    def unpaired_answer(self, unpaired_id: str) -> str:
+        return self._key(f"unpaired:{unpaired_id}")
+
+    @property
+    def unpaired(self) -> str:
+        return self._key("unpaired")
 
     @property
     def pair_claims(self) -> str:
@@ -113,6 +164,9 @@ class Keys:
 
     def job_pairs(self, job_id: str) -> str:
         return self._key(f"job:{job_id}:pairs")
+
+    def job_opinions(self, job_id: str) -> str:
+        return self._key(f"job:{job_id}:opinions")
 
     @property
     def jobs(self) -> str:
@@ -135,6 +189,9 @@ class Keys:
     @property
     def adapter_version(self) -> str:
         return self._key("adapters:version")
+
+    def idempotency(self, key_digest: str) -> str:
+        return self._key(f"idempotency:{key_digest}")
 
     @property
     def serving(self) -> str:

@@ -1,54 +1,66 @@
 """Pairs: from opinions to something a model can learn from.
 
-Rules, per prompt:
-- an explicit preference is a pair; contrary preferences between the same two answers go by majority, a draw is none;
-- a correction is a pair against the answer it corrects;
-- an answer with more ups than downs and one with more downs than ups are a pair, each answer in at most one such pair;
-- a lone thumb stays unpaired; answers with the same text never pair.
-
 Voting only notes which prompts are unsettled; `settle` derives their pairs afterwards with the same code for one vote
-or a million, so a rule can change without touching a vote.
+or a million (lessons.py has the rules), so a rule can change without touching a vote.
 """
 
+import asyncio
+import json
+import math
+import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from feedback import completions, votes
+from feedback import comparisons, completions, tally, votes
 from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
-from feedback.records import (
-    AnswerRef,
-    Completion,
-    Message,
-    Pair,
-    Preference,
-    Source,
-    Split,
-    Vote,
-    conversation_digest,
-    digest,
-)
+from feedback.lessons import Derived, Reason, derive, trainable
+from feedback.records import ComparisonVote, Completion, Message, Pair, Unpaired
+from feedback.texts import fault_of
+
+RULES = "3"
+"""Another number when the rules of lessons.py change: then every prompt is settled anew."""
 
 # New opinions may come in while pairs are derived from the old ones; then the count has moved and the prompt stays
-# unsettled. KEYS: unsettled, the prompt's pairs, all pairs, waiting pairs, then a key for each pair to write, then one
-# for each to delete. ARGV: prompt hash, count seen, how many to write, their ids, records and times, ids to delete.
+# unsettled. The prompt's old counts leave the tally and its new ones enter it in the same step, so that the tally is
+# always the sum over settled prompts. KEYS: unsettled, the prompt's pairs, lessons and tally, the tally, all pairs,
+# waiting pairs, held-out pairs, unpaired answers, then a key for each record to write, then one for each to delete.
+# ARGV: prompt hash, count seen, plan (see _plan), then the records to write.
 SETTLE = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-local writes = tonumber(ARGV[3])
-for i = 1, writes do
-  local id, record, at = ARGV[3 * i + 1], ARGV[3 * i + 2], ARGV[3 * i + 3]
-  if redis.call('SADD', KEYS[2], id) == 1 then redis.call('ZADD', KEYS[4], at, id) end
-  redis.call('SET', KEYS[4 + i], record)
-  redis.call('ZADD', KEYS[3], at, id)
+local plan = cjson.decode(ARGV[3])
+local function count(name, by)
+  if redis.call('HINCRBY', KEYS[5], name, by) == 0 then redis.call('HDEL', KEYS[5], name) end
 end
-for i = 4 + writes + 1, #KEYS do
-  local id = ARGV[3 * writes + 3 + i - 4 - writes]
-  redis.call('DEL', KEYS[i])
+local old = redis.call('HGETALL', KEYS[4])
+for i = 1, #old, 2 do count(old[i], -old[i + 1]) end
+redis.call('DEL', KEYS[3], KEYS[4])
+for name, by in pairs(plan.tally) do
+  redis.call('HSET', KEYS[4], name, by)
+  count(name, by)
+end
+for opinion, became in pairs(plan.lessons) do redis.call('HSET', KEYS[3], opinion, became) end
+for i, one in ipairs(plan.write) do
+  redis.call('SET', KEYS[9 + i], ARGV[3 + i])
+  if one.kind == 'unpaired' then
+    redis.call('ZADD', KEYS[9], one.at, one.id)
+  else
+    local is_new = redis.call('SADD', KEYS[2], one.id) == 1
+    redis.call('ZADD', KEYS[6], one.at, one.id)
+    if is_new and one.kind ~= 'unfit' then redis.call('ZADD', KEYS[7], one.at, one.id) end
+    if one.kind == 'held_out' then redis.call('SADD', KEYS[8], one.id) end
+  end
+end
+for i, id in ipairs(plan.delete) do
+  redis.call('DEL', KEYS[9 + #plan.write + i])
   redis.call('SREM', KEYS[2], id)
-  redis.call('ZREM', KEYS[3], id)
-  redis.call('ZREM', KEYS[4], id)
+  redis.call('ZREM', KEYS[6], id)
+  redis.call('ZREM', KEYS[7], id)
+  redis.call('SREM', KEYS[8], id)
+  redis.call('ZREM', KEYS[9], id)
 end
 return 1
 """
@@ -56,116 +68,167 @@ return 1
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
 
-
-def derive(opinions: Iterable[votes.Opinion], asked: dict[str, Completion], held_out_share: float) -> list[Pair]:
-    """The pairs that `opinions` of one prompt amount to; `asked` holds the completions they are about."""
-    standing = [o for o in opinions if all(ref.completion_id in asked for ref in votes.refs(o))]
-    standing.sort(key=lambda o: (o.created, o.id))
-    thumbs = [o for o in standing if isinstance(o, Vote)]
-    preferences = [o for o in standing if isinstance(o, Preference)]
-    lessons = [*_from_preferences(preferences, asked), *_from_corrections(thumbs, asked)]
-    compared = {frozenset((str(p.chosen), str(p.rejected))) for p in preferences}
-    lessons += _from_thumbs(thumbs, asked, compared)
-    return [lesson.pair(asked, held_out_share) for lesson in lessons if _text(lesson.chosen) != _text(lesson.rejected)]
+PROMPTS = 32
+"""Prompts settled side by side: their writes share a flush to disk, and half the connections stay free for votes."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What some opinions teach: `chosen` is better than `rejected`. `about` are the answers quoted, best first."""
+class UnpairedPreference:
+    """What methods that learn from single ratings take: a prompt, an answer to it, and whether people liked it."""
 
-    source: Source
-    chosen: Message
-    rejected: Message
-    about: list[AnswerRef]
-    by: Sequence[votes.Opinion]
+    record: Unpaired
+    prompt: list[Message]
+    completion: Message
+    tools: list[Any] | None
 
-    def pair(self, asked: dict[str, Completion], held_out_share: float) -> Pair:
-        first = asked[self.about[0].completion_id]
-        identity = [self.source, *map(str, self.about)]
-        if self.source == "correction":  # a corrected correction is a new pair, to be trained on again
-            identity += [self.by[0].id, _text(self.chosen)]
-        return Pair(
-            id="pair-" + digest(*identity)[:24],
-            prompt_hash=first.prompt_hash,
-            prompt=first.messages,
-            tools=first.tools,
-            chosen=trainable(self.chosen),
-            rejected=trainable(self.rejected),
-            source=self.source,
-            split=split_of(first.messages, held_out_share),
-            opinions=sorted(o.id for o in self.by),
-            completions=sorted({ref.completion_id for ref in self.about}),
-            adapters=sorted({asked[ref.completion_id].adapter for ref in self.about}),
-            created=max(o.updated for o in self.by),
-        )
+    @property
+    def label(self) -> bool:
+        return self.record.label
 
 
-def _from_preferences(preferences: list[Preference], asked: dict[str, Completion]) -> Iterator[Lesson]:
-    sides: dict[frozenset[str], list[Preference]] = defaultdict(list)
-    for preference in preferences:
-        sides[frozenset((str(preference.chosen), str(preference.rejected)))].append(preference)
-    for given in sides.values():
-        one, other = given[0].chosen, given[0].rejected
-        ahead = sum(1 if p.chosen == one else -1 for p in given)
-        if ahead:
-            winner, loser = (one, other) if ahead > 0 else (other, one)
-            agreeing = [p for p in given if p.chosen == winner]
-            yield Lesson("preference", _said(asked, winner), _said(asked, loser), [winner, loser], agreeing)
+async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
+    """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once.
 
-
-def _from_corrections(thumbs: list[Vote], asked: dict[str, Completion]) -> Iterator[Lesson]:
-    for vote in thumbs:
-        if vote.correction:
-            wanted = {"role": "assistant", "content": vote.correction}
-            yield Lesson("correction", wanted, _said(asked, vote.answer), [vote.answer], [vote])
-
-
-def _from_thumbs(thumbs: list[Vote], asked: dict[str, Completion], compared: set[frozenset[str]]) -> Iterator[Lesson]:
-    by_answer: dict[str, list[Vote]] = defaultdict(list)
-    for vote in thumbs:
-        by_answer[str(vote.answer)].append(vote)
-    disliked = [given for given in by_answer.values() if _net(given) < 0]
-    for ups in (given for given in by_answer.values() if _net(given) > 0):
-        winner = ups[0].answer
-        for downs in disliked:
-            loser = downs[0].answer
-            same = _text(_said(asked, winner)) == _text(_said(asked, loser))
-            if not same and frozenset((str(winner), str(loser))) not in compared:
-                agreeing = [v for v in ups if v.rating == "up"] + [v for v in downs if v.rating == "down"]
-                yield Lesson("thumbs", _said(asked, winner), _said(asked, loser), [winner, loser], agreeing)
-                disliked.remove(downs)
-                break
-
-
-def split_of(messages: Sequence[Message], held_out_share: float) -> Split:
-    """By hash of the conversation's first user turn, so all its turns and votes fall on one side for ever."""
-    share = int(conversation_digest(list(messages))[:8], 16) / 0x1_0000_0000
-    return "held_out" if share < held_out_share else "train"
-
-
-async def settle(ledger: Ledger) -> int:
-    """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once."""
+    With `within_s` it stops at about that time and leaves the rest unsettled.
+    """
+    end = time.monotonic() + within_s
+    await _heed_changed_rules(ledger)
+    unsettled = list((await ledger.reply(ledger.redis.hgetall(ledger.keys.unsettled))).items())
     settled = 0
-    unsettled = await ledger.reply(ledger.redis.hgetall(ledger.keys.unsettled))
-    for prompt_hash, count in unsettled.items():
-        members = await ledger.reply(ledger.redis.smembers(ledger.keys.prompt_opinions(prompt_hash)))
-        opinions = await votes.get_many(ledger, sorted(members))
-        asked = await completions.get_many(ledger, sorted({r.completion_id for o in opinions for r in votes.refs(o)}))
-        pairs = derive(opinions, asked, ledger.settings.held_out_share)
-        before = await ledger.reply(ledger.redis.smembers(ledger.keys.prompt_pairs(prompt_hash)))
-        gone = sorted(before - {p.id for p in pairs})
-        keys = [
-            ledger.keys.unsettled,
-            ledger.keys.prompt_pairs(prompt_hash),
-            ledger.keys.pairs,
-            ledger.keys.pairs_waiting,
-        ]
-        keys += [ledger.keys.pair(i) for i in [*(p.id for p in pairs), *gone]]
-        args: list[str | int | float] = [prompt_hash, count, len(pairs)]
-        for pair in pairs:
-            args += [pair.id, pair.model_dump_json(exclude_none=True), pair.created]
-        settled += await ledger.run(SETTLE, keys, [*args, *gone])
+    for start in range(0, len(unsettled), PROMPTS):
+        settled += await _settle(ledger, dict(unsettled[start : start + PROMPTS]))
+        if time.monotonic() > end:
+            break
     return settled
+
+
+async def settle_prompt(ledger: Ledger, prompt_hash: str) -> None:
+    """Settle this one, if it is unsettled."""
+    count = await ledger.reply(ledger.redis.hget(ledger.keys.unsettled, prompt_hash))
+    if count is not None:
+        await _settle(ledger, {prompt_hash: count})
+
+
+async def _heed_changed_rules(ledger: Ledger) -> None:
+    """A ledger settled by other rules than ours is settled anew. Doing so twice costs time and changes nothing."""
+    if await ledger.reply(ledger.redis.get(ledger.keys.settled_rules)) == RULES:
+        return
+    standing = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    for start in range(0, len(standing), BATCH):
+        pipe = ledger.redis.pipeline(transaction=False)
+        for opinion in await votes.get_many(ledger, standing[start : start + BATCH]):
+            pipe.hincrby(ledger.keys.unsettled, opinion.prompt_hash, 1)
+        await ledger.reply(pipe.execute())
+    await ledger.reply(ledger.redis.set(ledger.keys.settled_rules, RULES))
+
+
+async def _settle(ledger: Ledger, unsettled: Mapping[str, str]) -> int:
+    """`unsettled` has the count of each prompt as it was before its opinions were read."""
+    keys = ledger.keys
+    pipe = ledger.redis.pipeline(transaction=False)
+    for prompt_hash in unsettled:
+        pipe.smembers(keys.prompt_opinions(prompt_hash))
+        pipe.smembers(keys.prompt_pairs(prompt_hash))
+        pipe.hvals(keys.prompt_lessons(prompt_hash))
+    found = await ledger.reply(pipe.execute())
+    members = dict(zip(unsettled, found[0::3], strict=True))
+    derived = await _derive(ledger, members)
+    writes = []
+    for prompt_hash, pairs_before, lessons_before in zip(unsettled, found[1::3], found[2::3], strict=True):
+        before = pairs_before | {i for became in lessons_before for i in became.split() if i.startswith("unpaired-")}
+        writes.append(_write(ledger, prompt_hash, unsettled[prompt_hash], derived[prompt_hash], before))
+    return sum(await asyncio.gather(*writes))
+
+
+async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[str, Derived]:
+    """For each prompt, what its opinions amount to."""
+    opinions = await _opinions(ledger, sorted({i for some in members.values() for i in some}))
+    asked = await _asked(ledger, opinions.values())
+    unheard = await _unheard(ledger, opinions.values())
+    found: dict[str, Derived] = {}
+    for prompt_hash, some in members.items():
+        given = [opinions[i] for i in some if i in opinions]
+        heard = derive([o for o in given if o.id not in unheard], asked, ledger.settings.held_out_share)
+        left_out = heard.left_out | {o.id: unheard[o.id] for o in given if o.id in unheard}
+        found[prompt_hash] = replace(heard, left_out=left_out)
+    return found
+
+
+async def recount(ledger: Ledger) -> Counter[str]:
+    """The tally as it should be when nothing is unsettled: every prompt derived again. Reads the whole ledger."""
+    members: dict[str, set[str]] = defaultdict(set)
+    standing = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    for start in range(0, len(standing), BATCH):
+        for opinion in await votes.get_many(ledger, standing[start : start + BATCH]):
+            members[opinion.prompt_hash].add(opinion.id)
+    counts: Counter[str] = Counter()
+    prompts = list(members)
+    for start in range(0, len(prompts), PROMPTS):
+        some = {prompt_hash: members[prompt_hash] for prompt_hash in prompts[start : start + PROMPTS]}
+        for derived in (await _derive(ledger, some)).values():
+            counts.update(tally.tally_of(derived))
+    return counts
+
+
+async def _write(ledger: Ledger, prompt_hash: str, count: str, derived: Derived, before: set[str]) -> int:
+    """1 if the prompt is settled now, 0 if opinions on it came in meanwhile."""
+    keys = ledger.keys
+    written: list[Pair | Unpaired] = [*derived.pairs, *derived.unpaired]
+    gone = sorted(before - {one.id for one in written})
+    plan = {
+        "tally": tally.tally_of(derived),
+        "lessons": {**derived.left_out, **{i: " ".join(uses) for i, uses in derived.uses.items()}},
+        "write": [{"id": one.id, "at": repr(one.created), "kind": _kind(one)} for one in written],
+        "delete": gone,
+    }
+    touched = [
+        keys.unsettled,
+        keys.prompt_pairs(prompt_hash),
+        keys.prompt_lessons(prompt_hash),
+        keys.prompt_tally(prompt_hash),
+        keys.tally,
+        keys.pairs,
+        keys.pairs_waiting,
+        keys.pairs_held_out,
+        keys.unpaired,
+        *(_key(ledger, i) for i in [*(one.id for one in written), *gone]),
+    ]
+    records = [one.model_dump_json(exclude_none=True) for one in written]
+    return int(await ledger.run(SETTLE, touched, [prompt_hash, count, json.dumps(plan), *records]))
+
+
+def _kind(one: Pair | Unpaired) -> str:
+    if isinstance(one, Unpaired):
+        return "unpaired"
+    return "unfit" if fault_of(one) else one.split
+
+
+def _key(ledger: Ledger, lesson_id: str) -> str:
+    is_unpaired = lesson_id.startswith("unpaired-")
+    return ledger.keys.unpaired_answer(lesson_id) if is_unpaired else ledger.keys.pair(lesson_id)
+
+
+async def _opinions(ledger: Ledger, ids: Sequence[str]) -> dict[str, votes.Opinion]:
+    found: dict[str, votes.Opinion] = {}
+    for start in range(0, len(ids), BATCH):
+        found |= {opinion.id: opinion for opinion in await votes.get_many(ledger, ids[start : start + BATCH])}
+    return found
+
+
+async def _asked(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str, Completion]:
+    ids = sorted({ref.completion_id for opinion in opinions for ref in votes.refs(opinion)})
+    found: dict[str, Completion] = {}
+    for start in range(0, len(ids), BATCH):
+        found |= await completions.get_many(ledger, ids[start : start + BATCH])
+    return found
+
+
+async def _unheard(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str, Reason]:
+    """Opinions that no dataset may rest on, whatever they say, and why."""
+    judged = [opinion for opinion in opinions if isinstance(opinion, ComparisonVote)]
+    shown = await comparisons.get_many(ledger, sorted({vote.comparison_id for vote in judged}))
+    honeypots = {comparison.id for comparison in shown if comparison.expected}
+    return {vote.id: "honeypot" for vote in judged if vote.comparison_id in honeypots}
 
 
 async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:
@@ -198,9 +261,26 @@ async def waiting(ledger: Ledger) -> list[str]:
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.pairs_waiting, 0, -1)))
 
 
-async def waiting_since(ledger: Ledger, since: float) -> int:
-    """How many pairs wait whose last opinion was given after `since`."""
-    return int(await ledger.reply(ledger.redis.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")))
+async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
+    """Every rated answer that is in no pair, oldest first; one that changes meanwhile may come twice, old and new."""
+    async for some in completions.walk(ledger, ledger.keys.unpaired, BATCH):
+        texts = await ledger.reply(ledger.redis.mget([ledger.keys.unpaired_answer(i) for i in some]))
+        rated = [Unpaired.model_validate_json(text) for text in texts if text is not None]
+        asked = await completions.get_many(ledger, sorted({one.answer.completion_id for one in rated}))
+        for one in rated:
+            completion = asked.get(one.answer.completion_id)
+            answer = completion.answer(one.answer.choice) if completion else None
+            if completion and answer:
+                yield UnpairedPreference(one, completion.messages, trainable(answer), completion.tools)
+
+
+async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
+    """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
+    pipe = ledger.redis.pipeline(transaction=False)
+    pipe.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")
+    pipe.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    count, oldest = await ledger.reply(pipe.execute())
+    return int(count), oldest[0][1] if oldest else None
 
 
 @dataclass(frozen=True)
@@ -209,7 +289,7 @@ class Counts:
 
     train: int
     held_out: int
-    by_source: dict[Source, int]
+    by_source: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -217,9 +297,10 @@ class Counts:
 
 
 async def counts(ledger: Ledger) -> Counts:
-    standing = await get_many(ledger, await ids(ledger))
-    held_out = sum(pair.split == "held_out" for pair in standing)
-    return Counts(len(standing) - held_out, held_out, dict(Counter(pair.source for pair in standing)))
+    """Of the pairs a job can learn from."""
+    counted = await tally.read(ledger)
+    train, held_out = (Counter(tally.under(counted, f"pairs:{split}")) for split in ("train", "held_out"))
+    return Counts(train.total(), held_out.total(), dict(train + held_out))
 
 
 async def require_enough(ledger: Ledger) -> Counts:
@@ -232,23 +313,3 @@ async def require_enough(ledger: Ledger) -> Counts:
             "the same prompt, prefer one answer to another, or correct some"
         )
     return found
-
-
-def _said(asked: dict[str, Completion], ref: AnswerRef) -> Message:
-    answer = asked[ref.completion_id].answer(ref.choice)
-    assert answer is not None, "a vote is only taken for a choice that exists"
-    return answer
-
-
-def trainable(message: Message) -> Message:
-    """What training needs of a message: no nulls, no fields of the serving engine."""
-    kept = {k: message[k] for k in ("role", "content", "tool_calls") if message.get(k)}
-    return {"role": "assistant", "content": "", **kept}
-
-
-def _text(message: Message) -> str:
-    return str(message.get("content") or "").strip() + str(message.get("tool_calls") or "")
-
-
-def _net(given: list[Vote]) -> int:
-    return sum(1 if v.rating == "up" else -1 for v in given)

@@ -7,13 +7,14 @@ Times are unix seconds. Ids carry their kind.
 import hashlib
 import json
 import secrets
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Message = dict[str, Any]
 Rating = Literal["up", "down"]
-Source = Literal["preference", "correction", "thumbs"]
+Source = Literal["preference", "comparison", "correction", "thumbs"]
+Preferred = Literal["a", "b", "tie", "both_bad"]
 Split = Literal["train", "held_out"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
@@ -53,25 +54,41 @@ class Choice(Record):
     message: Message
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
+    token_ids: list[int] | None = Field(None, description="As the engine sampled them, with HEED_RECORD_TOKENS.")
 
 
 class Completion(Record):
-    """An answer as the client got it, with all that is needed to learn from it."""
+    """An answer as the client got it, with all that is needed to learn from it.
+
+    Fields are stored in this order. Those up to `indexes` are the record's head, which a vote reads without the rest
+    (completions.HEAD): new fields go behind them.
+    """
 
     id: str
     object: Literal["chat.completion", "text_completion"] = "chat.completion"
     served_model: str
     adapter: str = Field(description="Concrete name that answered: NAME-base or NAME-vN-SHA8.")
     created: float
+    prompt_hash: str
+    indexes: list[int] = Field(default_factory=list, description="Of the choices; there if a choice is.")
     messages: list[Message]
     tools: list[Any] | None = None
-    prompt_hash: str
     choices: list[Choice]
     usage: dict[str, Any] | None = None
     params: dict[str, Any] = Field(default_factory=dict, description="Sampling parameters as the client sent them.")
     user: str | None = None
+    client: str = Field("anonymous", description="Name of the key that asked, see serve/auth.py.")
     metadata: dict[str, str] | None = None
     request_id: str | None = None
+    comparison: str | None = Field(None, description="Id of the comparison it is one side of.")
+    adapter_digest: str | None = Field(None, description="Of the adapter's files; none for the base.")
+    template: str | None = Field(None, description="sha256 of the chat template; none where it is not known.")
+    prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
+
+    @model_validator(mode="after")
+    def _count(self) -> Self:
+        self.indexes = [choice.index for choice in self.choices]
+        return self
 
     def answer(self, index: int) -> Message | None:
         return next((c.message for c in self.choices if c.index == index), None)
@@ -127,6 +144,43 @@ class Preference(Record):
         return "pref-" + digest(*sorted((str(one), str(other))), voter)[:24]
 
 
+class Comparison(Record):
+    """One prompt answered twice; who asked does not know which adapter is `a` and which is `b`."""
+
+    id: str
+    served_model: str
+    created: float
+    messages: list[Message]
+    tools: list[Any] | None = None
+    prompt_hash: str
+    a: AnswerRef
+    b: AnswerRef
+    adapter_a: str
+    adapter_b: str
+    user: str | None = None
+    expected: Literal["a", "b"] | None = Field(None, description="The known answer of a honeypot.")
+
+
+class ComparisonVote(Record):
+    """One voter's latest opinion of a blind comparison."""
+
+    id: str
+    comparison_id: str
+    preferred: Preferred
+    a: AnswerRef
+    b: AnswerRef
+    voter: str
+    prompt_hash: str
+    model_a: str
+    model_b: str
+    created: float
+    updated: float
+
+    @staticmethod
+    def id_of(comparison_id: str, voter: str) -> str:
+        return "cvote-" + digest(comparison_id, voter)[:24]
+
+
 class Pair(Record):
     """A preference pair: one prompt, a chosen and a rejected answer, and the opinions it came from."""
 
@@ -138,10 +192,33 @@ class Pair(Record):
     rejected: Message
     source: Source
     split: Split
-    opinions: list[str] = Field(description="Ids of the votes and preferences it rests on.")
+    opinions: list[str] = Field(description="Ids of the opinions it rests on.")
     completions: list[str] = Field(description="Ids of the completions it quotes.")
     adapters: list[str] = Field(description="Concrete names that wrote the answers.")
+    weight: float = Field(1.0, gt=0, le=1, description="Share of the voters heard on it who agree with it.")
     created: float = Field(description="When the last opinion it rests on was given.")
+
+    @staticmethod
+    def id_of(prompt_hash: str, chosen: str, rejected: str) -> str:
+        """By what it teaches: more voters, or the same texts sampled again, do not make it a new lesson."""
+        return "pair-" + digest(prompt_hash, chosen, rejected)[:24]
+
+
+class Unpaired(Record):
+    """An answer that was rated and is in no pair, for methods that learn from single ratings (KTO)."""
+
+    id: str
+    prompt_hash: str
+    answer: AnswerRef
+    label: bool = Field(description="True: more voters liked it than did not.")
+    split: Split
+    opinions: list[str] = Field(description="Ids of the votes it rests on.")
+    weight: float = Field(gt=0, le=1, description="Share of the voters who rated it that agree.")
+    created: float = Field(description="When the last of these votes was given.")
+
+    @staticmethod
+    def id_of(prompt_hash: str, answer: str) -> str:
+        return "unpaired-" + digest(prompt_hash, answer)[:24]
 
 
 class JobError(Record):

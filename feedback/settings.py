@@ -22,6 +22,11 @@ class LedgerSettings(BaseSettings):
     completion_ttl_days: float = Field(
         30, gt=0, description="How long a completion without a vote is kept; bounds memory by retention."
     )
+    idempotency_hours: float = Field(
+        24,
+        gt=0,
+        description="How long an Idempotency-Key is remembered; as long as Stripe's, so clients know it.",
+    )
     job_lease_s: float = Field(
         15, gt=0, description="A worker silent for this long is taken for dead; heartbeats come three times as often."
     )

@@ -5,11 +5,11 @@ retry without fear. An act is on disk when its call returns (the ledger runs wit
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pydantic import BaseModel
+import orjson
 
-from feedback import completions
+from feedback import comparisons, completions
 from feedback.connection import Ledger
 from feedback.errors import (
     ChoiceUnknown,
@@ -21,32 +21,80 @@ from feedback.errors import (
     VoteEmpty,
     VoteUnknown,
 )
-from feedback.records import AnswerRef, Completion, Message, Preference, Rating, Vote
+from feedback.records import (
+    AnswerRef,
+    ComparisonVote,
+    Completion,
+    Message,
+    Preference,
+    Preferred,
+    Rating,
+    Vote,
+)
 
-# The completion may expire between our read and our write, and another request of the same voter may come in
-# between: so the write looks at both again. KEYS: opinion, the prompt's opinions, unsettled, all votes, the voter's
-# opinions, then for each completion its record and its votes. ARGV: opinion before ('' if none), opinion now, id,
-# created, prompt hash.
-CAST = """
-local before = redis.call('GET', KEYS[1]) or ''
-if before ~= ARGV[1] then return 'conflict' end
-for i = 6, #KEYS, 2 do
-  if redis.call('EXISTS', KEYS[i]) == 0 then return 'expired' end
+# One call does it all, for what it looks at may change at any moment and each call costs a trip.
+# KEYS: opinion, unsettled, all votes, the voter's opinions, then for each answer its completion's record and its
+# completion's votes, and for the comparison if it is about one likewise.
+# ARGV: id, opinion as JSON, time, what stands before and behind the prompt's hash in the name of its opinions (only the
+# record tells the hash; the tag puts that key on the same node), then for each answer its index and '' or its
+# completion's head. Returns what became of it, a space, and the record as it stands or the place of the answer refused.
+CAST = (
+    completions.HEAD
+    + """
+local function same(a, b)
+  if type(a) ~= 'table' or type(b) ~= 'table' then return a == b end
+  for name, value in pairs(a) do if not same(value, b[name]) then return false end end
+  for name in pairs(b) do if a[name] == nil then return false end end
+  return true
 end
-for i = 6, #KEYS, 2 do
+
+local answers = (#ARGV - 5) / 2
+local objects, indexes, adapter, prompt = {}, {}, nil, nil
+local differ = false
+for i = 1, answers do
+  local missing, hash
+  missing, objects[i], adapter, hash, indexes[i] = head_of(KEYS[3 + 2 * i], ARGV[5 + 2 * i])
+  if missing then return missing .. ' ' .. i end
+  differ = differ or (prompt and hash ~= prompt)
+  prompt = hash
+end
+for i = 1, answers do
+  if objects[i] ~= 'chat.completion' then return 'not_chat ' .. i end
+  if not string.find(indexes[i], ',' .. ARGV[4 + 2 * i] .. ',', 1, true) then return 'no_choice ' .. i end
+end
+if differ then return 'differ ' end
+for i = 5 + 2 * answers, #KEYS, 2 do
+  if redis.call('EXISTS', KEYS[i]) == 0 then return 'gone ' end
+end
+
+local created = ARGV[3]
+local before = redis.call('GET', KEYS[1])
+if before then
+  local opinion = cjson.decode(before)
+  for _, added in ipairs({'prompt_hash', 'model', 'created', 'updated'}) do opinion[added] = nil end
+  if same(opinion, cjson.decode(ARGV[2])) then return 'same ' .. before end
+  created = string.match(before, '"created":([^,}]+)')
+end
+
+local record = string.sub(ARGV[2], 1, -2) .. ',"prompt_hash":"' .. prompt .. '"'
+if answers == 1 then record = record .. ',"model":' .. adapter end
+record = record .. ',"created":' .. created .. ',"updated":' .. ARGV[3] .. '}'
+redis.call('SET', KEYS[1], record) -- first: Redis asks for free memory before a script's first write only
+for i = 5, #KEYS, 2 do
   redis.call('PERSIST', KEYS[i])
-  redis.call('SADD', KEYS[i + 1], ARGV[3])
+  redis.call('SADD', KEYS[i + 1], ARGV[1])
 end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('SADD', KEYS[2], ARGV[3])
-redis.call('HINCRBY', KEYS[3], ARGV[5], 1)
-redis.call('ZADD', KEYS[4], ARGV[4], ARGV[3])
-redis.call('SADD', KEYS[5], ARGV[3])
-return 'ok'
+redis.call('SADD', ARGV[4] .. prompt .. ARGV[5], ARGV[1])
+redis.call('HINCRBY', KEYS[2], prompt, 1)
+redis.call('ZADD', KEYS[3], created, ARGV[1])
+redis.call('SADD', KEYS[4], ARGV[1])
+return 'changed ' .. record
 """
+)
 
-# Withdrawing undoes CAST; a completion left without votes gets its lifetime back. KEYS as CAST.
-# ARGV: id, prompt hash, lifetime in seconds.
+# Withdrawing undoes CAST; a completion left without votes gets its lifetime back. KEYS: opinion,
+# the prompt's opinions, unsettled, all votes, the voter's opinions, then for each completion its record and its votes,
+# and for the comparison if it is about one likewise. ARGV: id, prompt hash, lifetime in seconds.
 WITHDRAW = """
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])
@@ -71,10 +119,10 @@ redis.call('SREM', KEYS[5], ARGV[1])
 return 1
 """
 
-Opinion = Vote | Preference
+Opinion = Vote | Preference | ComparisonVote
 
 RETRIES = 5
-"""Conflicts are one voter racing with themselves; five in a row do not happen by chance."""
+"""Votes that come in while a completion is deleted with its votes; five times in a row does not happen by chance."""
 
 
 async def cast(
@@ -90,73 +138,73 @@ async def cast(
 ) -> tuple[Vote, bool]:
     """The vote as stored, and whether this call changed it.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, RecordConflict.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty.
     """
-    vote_id = Vote.id_of(completion_id, choice, voter)
-    for _ in range(RETRIES):
-        completion = await completions.get(ledger, completion_id)
-        answer = _answer(completion, choice)
-        if correction is not None and correction.strip() in ("", str(answer.get("content") or "").strip()):
+    answer = AnswerRef(completion_id=completion_id, choice=choice)
+    if correction is not None:
+        said = _answer(await completions.get(ledger, completion_id), choice)
+        if correction.strip() in ("", str(said.get("content") or "").strip()):
             raise VoteEmpty("the correction is empty or repeats the answer; send the text that was wanted instead")
-        text = await ledger.reply(ledger.redis.get(ledger.keys.vote(vote_id)))
-        before = Vote.model_validate_json(text) if text else None
-        now = ledger.clock()
-        vote = Vote(
-            id=vote_id,
-            completion_id=completion_id,
-            choice=choice,
-            prompt_hash=completion.prompt_hash,
-            rating=rating,
-            voter=voter,
-            model=completion.adapter,
-            reasons=list(reasons),
-            comment=comment,
-            correction=correction,
-            created=before.created if before else now,
-            updated=now,
-        )
-        if before and before == vote.model_copy(update={"updated": before.updated}):
-            return before, False
-        if await _write(ledger, ledger.keys.vote(vote_id), text, vote, [completion_id]):
-            return vote, True
-    _give_up(vote_id)
+    opinion: dict[str, Any] = {
+        "v": 1,
+        "id": Vote.id_of(completion_id, choice, voter),
+        "completion_id": completion_id,
+        "choice": choice,
+        "rating": rating,
+        "voter": voter,
+        "reasons": list(reasons),
+    }
+    if comment is not None:
+        opinion["comment"] = comment
+    if correction is not None:
+        opinion["correction"] = correction
+    record, changed = await _cast(ledger, ledger.keys.vote(opinion["id"]), opinion, [answer])
+    return Vote.model_validate_json(record), changed
 
 
 async def prefer(ledger: Ledger, *, chosen: AnswerRef, rejected: AnswerRef, voter: str) -> tuple[Preference, bool]:
     """A choice between two answers to one prompt, and whether this call changed it.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, SameAnswer, PromptsDiffer, RecordConflict.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, SameAnswer, PromptsDiffer.
     """
     if chosen == rejected:
         raise SameAnswer(f"chosen and rejected are both {chosen}; name two different answers")
-    preference_id = Preference.id_of(chosen, rejected, voter)
-    for _ in range(RETRIES):
-        one = await completions.get(ledger, chosen.completion_id)
-        other = await completions.get(ledger, rejected.completion_id)
-        _answer(one, chosen.choice)
-        _answer(other, rejected.choice)
-        if one.prompt_hash != other.prompt_hash:
-            raise PromptsDiffer(
-                f"{one.id} and {other.id} answer different prompts; only answers to the same messages can be compared"
-            )
-        text = await ledger.reply(ledger.redis.get(ledger.keys.preference(preference_id)))
-        before = Preference.model_validate_json(text) if text else None
-        now = ledger.clock()
-        preference = Preference(
-            id=preference_id,
-            chosen=chosen,
-            rejected=rejected,
-            prompt_hash=one.prompt_hash,
-            voter=voter,
-            created=before.created if before else now,
-            updated=now,
-        )
-        if before and before.chosen == chosen:
-            return before, False
-        touched = list(dict.fromkeys([one.id, other.id]))
-        if await _write(ledger, ledger.keys.preference(preference_id), text, preference, touched):
-            return preference, True
-    _give_up(preference_id)
+    opinion: dict[str, Any] = {
+        "v": 1,
+        "id": Preference.id_of(chosen, rejected, voter),
+        "chosen": chosen.model_dump(),
+        "rejected": rejected.model_dump(),
+        "voter": voter,
+    }
+    record, changed = await _cast(ledger, ledger.keys.preference(opinion["id"]), opinion, [chosen, rejected])
+    return Preference.model_validate_json(record), changed
+
+
+async def judge(ledger: Ledger, *, comparison_id: str, preferred: Preferred, voter: str) -> tuple[ComparisonVote, bool]:
+    """What a voter says of a blind comparison, and whether this call changed it.
+
+    Raises ComparisonUnknown, CompletionUnknown.
+    """
+    shown = await comparisons.get(ledger, comparison_id)
+    opinion: dict[str, Any] = {
+        "v": 1,
+        "id": ComparisonVote.id_of(comparison_id, voter),
+        "comparison_id": comparison_id,
+        "preferred": preferred,
+        "a": shown.a.model_dump(),
+        "b": shown.b.model_dump(),
+        "voter": voter,
+        "model_a": shown.adapter_a,
+        "model_b": shown.adapter_b,
+    }
+    kept = _kept_with(ledger, comparison_id)
+    key = ledger.keys.comparison_vote(opinion["id"])
+    try:
+        record, changed = await _cast(ledger, key, opinion, [shown.a, shown.b], kept)
+    except CompletionUnknown:
+        # Whose completions are compared is not for everybody to know.
+        raise CompletionUnknown(f"{comparison_id} expired before the vote came in") from None
+    return ComparisonVote.model_validate_json(record), changed
 
 
 async def get(ledger: Ledger, opinion_id: str) -> Opinion:
@@ -169,13 +217,9 @@ async def get(ledger: Ledger, opinion_id: str) -> Opinion:
 
 async def get_many(ledger: Ledger, ids: Iterable[str]) -> list[Opinion]:
     """Those of `ids` that stand."""
-    keys = [_key(ledger, i) for i in ids]
-    texts = await ledger.reply(ledger.redis.mget(keys)) if keys else []
-    return [
-        Vote.model_validate_json(text) if ":vote:" in key else Preference.model_validate_json(text)
-        for key, text in zip(keys, texts, strict=True)
-        if text is not None
-    ]
+    asked = list(ids)
+    texts = await ledger.reply(ledger.redis.mget([_key(ledger, i) for i in asked])) if asked else []
+    return [_shape(i).model_validate_json(text) for i, text in zip(asked, texts, strict=True) if text is not None]
 
 
 async def page(
@@ -199,17 +243,19 @@ async def withdraw(ledger: Ledger, opinion_id: str) -> None:
 
 async def forget_completion(ledger: Ledger, completion_id: str) -> None:
     """Delete a completion together with every opinion of it. Raises CompletionUnknown."""
-    user = (await completions.get(ledger, completion_id)).user
+    completion = await completions.get(ledger, completion_id)
     keys = [
         ledger.keys.completion(completion_id),
         ledger.keys.completion_votes(completion_id),
         ledger.keys.completions,
         ledger.keys.completion_users,
-        ledger.keys.user_completions(user or ""),
+        ledger.keys.user_completions(completion.user or ""),
     ]
     for _ in range(RETRIES):
         for opinion in await get_many(ledger, await ledger.reply(ledger.redis.smembers(keys[1]))):
             await _remove(ledger, opinion)
+        if completion.comparison:
+            await comparisons.forget(ledger, completion.comparison)
         if await ledger.run(FORGET, keys, [completion_id]):
             return
     _give_up(completion_id)
@@ -219,20 +265,39 @@ def refs(opinion: Opinion) -> list[AnswerRef]:
     """The answers an opinion is about."""
     if isinstance(opinion, Vote):
         return [opinion.answer]
+    if isinstance(opinion, ComparisonVote):
+        return [opinion.a, opinion.b]
     return [opinion.chosen, opinion.rejected]
 
 
 def _answer(completion: Completion, choice: int) -> Message:
     if completion.object != "chat.completion":
-        raise CompletionNotChat(f"{completion.id} is a text completion; only chat completions can be voted on")
+        raise _not_chat(completion)
     answer = completion.answer(choice)
     if answer is None:
-        raise ChoiceUnknown(f"{completion.id} has {len(completion.choices)} choice(s), counted from 0; got {choice}")
+        raise _no_choice(completion, choice)
     return answer
 
 
+def _shape(opinion_id: str) -> type[Opinion]:
+    if opinion_id.startswith("vote-"):
+        return Vote
+    return ComparisonVote if opinion_id.startswith("cvote-") else Preference
+
+
+def _not_chat(completion: Completion) -> CompletionNotChat:
+    return CompletionNotChat(f"{completion.id} is a text completion; only chat completions can be voted on")
+
+
+def _no_choice(completion: Completion, choice: int) -> ChoiceUnknown:
+    return ChoiceUnknown(f"{completion.id} has {len(completion.choices)} choice(s), counted from 0; got {choice}")
+
+
 def _key(ledger: Ledger, opinion_id: str) -> str:
-    return ledger.keys.vote(opinion_id) if opinion_id.startswith("vote-") else ledger.keys.preference(opinion_id)
+    shape = _shape(opinion_id)
+    if shape is Vote:
+        return ledger.keys.vote(opinion_id)
+    return ledger.keys.comparison_vote(opinion_id) if shape is ComparisonVote else ledger.keys.preference(opinion_id)
 
 
 def _keys(ledger: Ledger, opinion_key: str, opinion: Opinion, touched: Iterable[str]) -> list[str]:
@@ -248,27 +313,57 @@ def _keys(ledger: Ledger, opinion_key: str, opinion: Opinion, touched: Iterable[
     return keys
 
 
-async def _write(ledger: Ledger, key: str, before: str | None, opinion: Opinion, touched: list[str]) -> bool:
-    """False if another request of the same voter came in between; raises CompletionUnknown if the answer expired."""
-    outcome = await ledger.run(
-        CAST,
-        _keys(ledger, key, opinion, touched),
-        [before or "", _text(opinion), opinion.id, opinion.created, opinion.prompt_hash],
-    )
-    if outcome == "expired":
-        raise CompletionUnknown(f"{' or '.join(touched)} expired before the vote came in")
-    return bool(outcome == "ok")
+def _kept_with(ledger: Ledger, comparison_id: str) -> list[str]:
+    """A comparison is kept by its votes as a completion is."""
+    return [ledger.keys.comparison(comparison_id), ledger.keys.comparison_votes(comparison_id)]
+
+
+async def _cast(
+    ledger: Ledger, key: str, opinion: dict[str, Any], answers: Sequence[AnswerRef], kept: Sequence[str] = ()
+) -> tuple[str, bool]:
+    """The record as it stands, and whether this call changed it; raises as `cast` and `prefer` do.
+
+    `kept` are keys of a record and its votes that the vote keeps beside its completions.
+    """
+    keys = [key, ledger.keys.unsettled, ledger.keys.votes, ledger.keys.voter_opinions(opinion["voter"])]
+    for answer in answers:
+        keys += [ledger.keys.completion(answer.completion_id), ledger.keys.completion_votes(answer.completion_id)]
+    keys += kept
+    around = ledger.keys.prompt_opinions("\n").split("\n")
+    fixed = [opinion["id"], orjson.dumps(opinion), repr(ledger.clock()), *around]
+    heads = [""] * len(answers)
+    while True:
+        about = [part for answer, head in zip(answers, heads, strict=True) for part in (answer.choice, head)]
+        outcome, _, found = str(await ledger.run(CAST, keys, [*fixed, *about])).partition(" ")
+        if outcome in ("changed", "same"):
+            return found, outcome == "changed"
+        if outcome == "differ":
+            one, other = (answer.completion_id for answer in answers)
+            raise PromptsDiffer(
+                f"{one} and {other} answer different prompts; only answers to the same messages can be compared"
+            )
+        if outcome == "gone":
+            raise completions.unknown(ledger, opinion["id"])
+        place = int(found) - 1
+        refused = answers[place]
+        if outcome == "unknown":
+            raise completions.unknown(ledger, refused.completion_id)
+        completion = await completions.get(ledger, refused.completion_id)
+        if outcome == "not_chat":
+            raise _not_chat(completion)
+        if outcome == "no_choice":
+            raise _no_choice(completion, refused.choice)
+        assert outcome == "headless", outcome
+        heads[place] = completions.head(completion)
 
 
 async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
-    touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
     ttl_s = int(ledger.settings.completion_ttl_days * completions.DAY_S)
+    touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
     keys = _keys(ledger, _key(ledger, opinion.id), opinion, touched)
+    if isinstance(opinion, ComparisonVote):
+        keys += _kept_with(ledger, opinion.comparison_id)
     return bool(await ledger.run(WITHDRAW, keys, [opinion.id, opinion.prompt_hash, ttl_s]))
-
-
-def _text(record: BaseModel) -> str:
-    return record.model_dump_json(exclude_none=True)
 
 
 def _give_up(opinion_id: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """`python -m serve`: the gateway as one process."""
 
+import gc
 import logging
 import sys
 
@@ -14,6 +15,10 @@ from serve.settings import GatewaySettings
 SHUTDOWN_S = 10
 """For answers that are being given when the gateway is told to stop; then their clients see the connection end."""
 
+GC_THRESHOLD = 10_000
+"""New objects between two searches for cycles. Requests leave next to none, and at Python's 700 the search took 12 % of a
+vote's CPU time."""
+
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -25,6 +30,9 @@ def main() -> None:
         sys.exit(f"HEED_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}; got {wrong['input']!r}")
     except (CannotBind, OSError) as error:
         sys.exit(str(error))
+    gc.collect()
+    gc.freeze()  # what the start has made stays until the end, and need not be searched
+    gc.set_threshold(GC_THRESHOLD)
     uvicorn.run(
         app,
         host=settings.host,

@@ -15,6 +15,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.attribution import withhold, withhold_events
 from serve.engine import EngineUnreachable, failure_of, next_bytes, read
 from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
@@ -53,7 +54,7 @@ class Answer(Response):
         in_flight = metrics.in_flight.labels(slot)
         in_flight.inc()
         answering = asyncio.ensure_future(self._answer(send))
-        leaving = asyncio.ensure_future(_until_gone(receive))
+        leaving = asyncio.ensure_future(until_gone(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
@@ -95,8 +96,11 @@ class Answer(Response):
         answer = orjson.loads(body)
         if any(choice.get("finish_reason") == "abort" for choice in answer["choices"]):
             raise unavailable("engine_aborted", "the engine stopped before the answer was whole; try again", 1)
+        is_recorded = await record(self._asked, answer, self._gateway)
+        if self._asked.records_tokens:
+            body = orjson.dumps(withhold(answer, self._asked.sent))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if not await record(self._asked, answer, self._gateway.metrics):
+        if not is_recorded:
             headers.append((b"x-heed-recorded", b"no"))
         self._saw_first_byte()
         self._outcome = "answered"
@@ -110,6 +114,8 @@ class Answer(Response):
                 if not self._started:  # an engine that dies before its first token can still be replaced
                     self._saw_first_byte()
                     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                if self._asked.records_tokens:
+                    events = withhold_events(events, self._asked.sent)
                 await send({"type": "http.response.body", "body": events, "more_body": True})
         except EngineUnreachable as error:
             if not self._started:
@@ -124,7 +130,7 @@ class Answer(Response):
             log.warning("req-%s failed after its first byte: %s", self._asked.number, transcript.failure)
             end = failure_event(500, "engine_failed", f"{transcript.failure[:MESSAGE_CHARACTERS]}; ask again")
         else:
-            recorded = await record(self._asked, transcript.answer(), self._gateway.metrics)
+            recorded = await record(self._asked, transcript.answer(), self._gateway)
             self._outcome = "answered"
             end = DONE if recorded else UNRECORDED + DONE
         await send({"type": "http.response.body", "body": end, "more_body": False})
@@ -166,7 +172,7 @@ async def _events(upstream: aiohttp.ClientResponse, transcript: Transcript) -> A
             yield events
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
     with contextlib.suppress(RuntimeError):
         while (await receive())["type"] != "http.disconnect":
             pass

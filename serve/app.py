@@ -5,17 +5,32 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from feedback.connection import open_ledger
 from feedback.settings import LedgerSettings
 from serve import errors
+from serve.attribution import template_of
 from serve.auth import Keys, check_binding
 from serve.door import Door
 from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
-from serve.routes import adapters, chat, completions, erasure, exchange, files, health, jobs, loop, models, votes
+from serve.routes import (
+    adapters,
+    chat,
+    comparisons,
+    completions,
+    erasure,
+    exchange,
+    files,
+    health,
+    jobs,
+    loop,
+    models,
+    votes,
+)
 from serve.routing import Replica, Routing
 from serve.settings import GatewaySettings
 
@@ -30,7 +45,8 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     routing = Routing(
         settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
     )
-    gateway = Gateway(settings, ledgers, routing, HotSwap(routing, ledgers, settings, metrics), metrics)
+    hotswap = HotSwap(routing, ledgers, settings, metrics)
+    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, template_of(settings.base_model))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,15 +62,17 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
                 await replica.engine.close()
             await first.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Heed",
         description="A chat service that improves from what its users say about its answers.",
+        redoc_url=None,  # one page is enough
         lifespan=lifespan,
         redirect_slashes=False,
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    for room in (chat, completions, models, votes, jobs, adapters, files, exchange, erasure, loop, health):
+    rooms = (chat, votes, completions, models, comparisons, jobs, adapters, files, exchange, erasure, loop, health)
+    for room in rooms:  # matched in this order
         app.include_router(room.router)
     errors.install(app)
     limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}

@@ -117,6 +117,21 @@ async def client(request: Request) -> str:
     raise Refused(401, "invalid_api_key", "the key is not known here; ask the operator for one", None, BEARER)
 
 
+async def reader(request: Request) -> str | None:
+    """Whose stored answers may be read: those of this key only, or None for everybody's. Raises Refused (401)."""
+    keys: Keys = request.app.state.keys
+    name = await client(request)
+    return None if keys.is_open or keys.is_operator(_bearer(request)) else name
+
+
+async def reader_of_all(request: Request) -> None:
+    """Raises Refused (401, 403)."""
+    if await reader(request) is not None:
+        raise Refused(
+            403, "operator_key_required", "a client's key reads by id; a list of everybody's needs the operator's key"
+        )
+
+
 async def operator(request: Request) -> str:
     """Raises Refused (401, 403)."""
     keys: Keys = request.app.state.keys
@@ -131,5 +146,15 @@ async def operator(request: Request) -> str:
     raise Refused(401, "invalid_api_key", f"the key is not the operator's; {where}", None, BEARER)
 
 
+async def sees_all(request: Request) -> bool:
+    """Whether an operator asks, of a call that clients may make as well."""
+    keys: Keys = request.app.state.keys
+    key = _bearer(request)
+    return bool(key) and keys.is_operator(key)
+
+
 Client = Annotated[str, Depends(client)]
+Reader = Annotated[str | None, Depends(reader)]
+ReaderOfAll = Annotated[None, Depends(reader_of_all)]
 Operator = Annotated[str, Depends(operator)]
+SeesAll = Annotated[bool, Depends(sees_all)]

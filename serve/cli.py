@@ -16,12 +16,30 @@ from rich.table import Table
 from feedback import imports
 from serve import exchange
 from serve.client import CallFailed, Client, ClientSettings
+from serve.console.cli import console as console_command
 from serve.terminal import TerminalChat
 from serve.up import up
 
 app = typer.Typer()
 app.command()(up)
+app.command()(console_command)
 console = Console(highlight=False)
+
+LEFT_OUT = {
+    "lone_thumb": "votes on answers in no pair; they can teach unpaired",
+    "tie": "comparisons without a winner",
+    "both_bad": "comparisons of two bad answers",
+    "draw": "as many voters for as against",
+    "outvoted": "votes against the majority; they lower the pair's weight",
+    "superseded": "the same voter said something later",
+    "covered": "thumbs on answers that a comparison or correction speaks for",
+    "same_text": "both answers say the same",
+    "honeypot": "comparisons with a known answer",
+    "gone": "an answer was deleted",
+    "not text": "pairs with images or calls of tools",
+    "empty": "pairs with an empty answer",
+    "identical": "pairs of the same text",
+}
 
 P = ParamSpec("P")
 Json = dict[str, Any]
@@ -100,6 +118,38 @@ def adapters(model: Model = "heed") -> None:
     console.print(table)
     serving = listed["serving"]
     console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
+
+
+@command
+def pairs(model: Model = "heed") -> None:
+    """What a job would train on now, and why the rest of the votes is left out."""
+    seen = _client().get("/pairs/preview", model=model)
+    halves = [("train", seen["train"]), ("held out", seen["held_out"])]
+    sources = sorted({source for _, half in halves for source in half["by_source"]})
+    table = Table("pairs", *sources, "total", "new", "needed", box=None)
+    for name, half in halves:
+        by_source = [str(half["by_source"].get(source, 0)) for source in sources]
+        table.add_row(name, *by_source, str(half["total"]), str(half["new"]), str(half["needed"]))
+    console.print(table)
+    if not seen["is_enough"]:
+        console.print("A job would be refused: too few pairs.", style="yellow")
+    if seen["weights"]["mean"] is not None:
+        weights, lengths = seen["weights"], seen["lengths"]
+        console.print(f"mean weight {weights['mean']:.2f}, {weights['contested']} pairs with voters against")
+        console.print(
+            f"mean length {lengths['chosen_mean']:.0f} characters chosen, {lengths['rejected_mean']:.0f} rejected; "
+            f"the chosen one is longer in {lengths['chosen_longer_share']:.0%}"
+        )
+    left = Table("left out", "count", "why", box=None)
+    for reason, count in (seen["left_out"] | seen["unfit"]).items():
+        left.add_row(reason.replace("_", " "), str(count), LEFT_OUT.get(reason, ""))
+    console.print(f"{seen['opinions_used']} votes are in pairs.")
+    if left.row_count:
+        console.print(left)
+    unpaired = seen["unpaired"]
+    console.print(f"unpaired answers: {unpaired['up']} liked, {unpaired['down']} disliked")
+    if seen["unsettled"]:
+        console.print(f"{seen['unsettled']} prompts have votes that are not counted yet; ask again.", style="yellow")
 
 
 @command

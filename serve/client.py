@@ -64,7 +64,7 @@ class Client:
         with self._reached(), self._http.stream("POST", path, json=body) as reply:
             if reply.status_code != 200:
                 reply.read()
-                raise _failure(reply)
+                raise failure_of(reply)
             for line in reply.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
                     event: Json = json.loads(line[6:])
@@ -78,7 +78,7 @@ class Client:
         with self._reached(), self._http.stream("GET", path, params=query) as reply:
             if reply.status_code != 200:
                 reply.read()
-                raise _failure(reply)
+                raise failure_of(reply)
             yield reply.headers, _lines(reply.iter_bytes())
 
     def send_lines(self, path: str, content: bytes, **query: Any) -> Json:
@@ -89,7 +89,7 @@ class Client:
         with self._reached():
             reply = self._http.request(method, path, **sent)
         if reply.status_code != 200:
-            raise _failure(reply)
+            raise failure_of(reply)
         answer: Json = reply.json()
         return answer
 
@@ -111,7 +111,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield begun
 
 
-def _failure(reply: httpx.Response) -> CallFailed:
+def failure_of(reply: httpx.Response) -> CallFailed:
     try:
         return CallFailed(str(reply.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):

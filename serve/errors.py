@@ -42,6 +42,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.VoteEmpty: Meaning(400, "vote_empty", "correction"),
     ledger.PromptsDiffer: Meaning(400, "prompts_differ"),
     ledger.SameAnswer: Meaning(400, "same_answer"),
+    ledger.ComparisonUnknown: Meaning(404, "comparison_not_found"),
     ledger.JobUnknown: Meaning(404, "job_not_found"),
     ledger.JobAlreadyClaimed: Meaning(409, "job_already_claimed"),
     ledger.JobLeaseLost: Meaning(409, "job_lease_lost"),
@@ -52,6 +53,8 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.NothingToRollBackTo: Meaning(409, "nothing_to_roll_back_to"),
     ledger.FileUnknown: Meaning(404, "file_not_found"),
     ledger.UploadInvalid: Meaning(400, "invalid_file", "file"),
+    ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
+    ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }
 
@@ -85,6 +88,12 @@ def envelope(
 ) -> Response:
     body = {"error": {"message": message, "type": type_of(status), "param": param, "code": code}}
     return Response(orjson.dumps(body), status, dict(headers or {}), "application/json")
+
+
+def envelope_of(refusal: ledger.FeedbackError) -> Response:
+    meaning = REFUSALS[type(refusal)]
+    headers = {"retry-after": "1"} if meaning.status == 503 else None
+    return envelope(meaning.status, meaning.code, str(refusal), meaning.param, headers)
 
 
 def type_of(status: int) -> str:
@@ -135,9 +144,8 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_feedback_error(_: Request, error: Exception) -> Response:
-    meaning = REFUSALS[type(error)]  # type: ignore[index]
-    headers = {"retry-after": "1"} if meaning.status == 503 else None
-    return envelope(meaning.status, meaning.code, str(error), meaning.param, headers)
+    assert isinstance(error, ledger.FeedbackError)
+    return envelope_of(error)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

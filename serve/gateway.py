@@ -24,6 +24,7 @@ class Gateway:
     routing: Routing
     hotswap: HotSwap
     metrics: Metrics
+    template: str | None = None
 
     def ledger(self, model: str | None = None) -> Ledger:
         """Of a served model; without a name, of the default one. Raises Refused (404)."""
@@ -43,7 +44,7 @@ class Gateway:
         return await act(last)
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:  # async, or FastAPI would ask a thread for it
     gateway: Gateway = request.app.state.gateway
     return gateway
 

@@ -203,6 +203,7 @@ class HotSwap:
             raise AdapterUnfit(f"the files of {name} are not those that were registered (digest {found[:12]})")
         if not is_finite:
             raise AdapterUnfit(f"the weights of {name} are not all finite numbers")
+        self._routing.digests[name] = found
         return path
 
     async def _swap(self, model: str, serving: Serving) -> None:

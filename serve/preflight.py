@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from serve.stack import Stack, StackSettings, free_port, installed_device, is_fr
 
 GB = 1024**3
 # Measured with the pocket model: engine 2.6 GB (0.7 of it the API server), trainer 1.1, the others 0.1-0.2 each.
-MEMORY_GB_CPU = 4.5
+MEMORY_GB_CPU = 4.7
 MEMORY_GB_GPU = 16.0  # vLLM and the trainer each read the weights through host memory
 DISK_GB = 1.0
 STOP_S = 20.0  # longer than the keeper of a killed stack needs, see serve/tether.py
@@ -31,10 +32,11 @@ class CannotStart(Exception):
 def decide(settings: StackSettings) -> Stack:
     """The stack that fits this machine. Raises CannotStart with every problem found, not only the first."""
     device = installed_device()
-    problems = list(_problems_of_installation(device))
+    problems = [*_problems_of_installation(device), *_problems_of_console(settings)]
     ledger_port = internal_port(settings, "ledger_port", problems)
     engine_port = internal_port(settings, "engine_port", problems)
-    stack = Stack(settings, device or "cpu", ledger_port, engine_port)
+    console_port = internal_port(settings, "console_port", problems) if settings.console else None
+    stack = Stack(settings, device or "cpu", ledger_port, engine_port, console_port)
     problems += [*port_problems(settings), *base_model_problems(stack)]
     needed = MEMORY_GB_GPU if stack.device == "gpu" else MEMORY_GB_CPU
     problems += memory_problems(available_memory_gb(), needed)
@@ -61,6 +63,13 @@ def _problems_of_installation(device: str | None) -> Iterator[str]:
         )
     if device == "cpu" and os.uname().machine == "x86_64" and "avx2" not in _cpu_flags():
         yield "This processor has no AVX2, and vLLM's CPU build needs it. Another machine, or an NVIDIA GPU, works."
+
+
+def _problems_of_console(settings: StackSettings) -> Iterator[str]:
+    if settings.console and find_spec("gradio") is None:
+        yield (
+            "Gradio is not installed, and the console needs it. `make run` installs it; HEED_CONSOLE=off does without."
+        )
 
 
 def port_problems(settings: StackSettings) -> Iterator[str]:

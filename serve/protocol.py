@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from feedback.records import Rating
+from feedback.records import Preferred, Rating
 
 
 def _names(text: str) -> frozenset[str]:
@@ -92,19 +92,28 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
 
 
+class ComparisonRequest(ChatRequest):
+    model: str = Field("", description="Answers twice; default: the first served model, by what is live.")
+    models: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Two names of one served model, each of which answers once."
+    )
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+
+
 class TextRequest(Sampling):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
     suffix: str | None = None
 
 
+Index = Annotated[int, Field(ge=0, lt=2**31)]
 Voter = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 
 class VoteRequest(Body):
     completion_id: str
-    choice: int = Field(0, ge=0)
+    choice: Index = 0
     rating: Rating
     voter: Voter | None = None
     reasons: list[Annotated[str, StringConstraints(max_length=200)]] = Field(default_factory=list, max_length=20)
@@ -114,12 +123,17 @@ class VoteRequest(Body):
 
 class AnswerNamed(Body):
     completion_id: str
-    choice: int = Field(0, ge=0)
+    choice: Index = 0
 
 
 class PreferenceRequest(Body):
     chosen: AnswerNamed
     rejected: AnswerNamed
+    voter: Voter | None = None
+
+
+class JudgementRequest(Body):
+    preferred: Preferred
     voter: Voter | None = None
 
 

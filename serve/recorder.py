@@ -9,14 +9,25 @@ from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import Choice, Completion, Message, prompt_digest
-from serve.metrics import Metrics
+from serve.gateway import Gateway
 from serve.routing import Target
 
 log = logging.getLogger("heed.gateway")
 
 Kind = Literal["chat.completion", "text_completion"]
 PREFIXES: dict[Kind, str] = {"chat.completion": "chatcmpl-", "text_completion": "cmpl-"}
-NOT_PARAMETERS = {"messages", "prompt", "model", "tools", "metadata", "user", "store", "stream", "stream_options"}
+NOT_PARAMETERS = {
+    "messages",
+    "prompt",
+    "model",
+    "tools",
+    "metadata",
+    "user",
+    "store",
+    "stream",
+    "stream_options",
+    "models",
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,11 @@ class Asked:
     target: Target
     ledger: Ledger
     number: str
+    client: str
     sent: dict[str, Any]
     forwarded: dict[str, Any]
+    comparison: str | None = None
+    records_tokens: bool = False
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -55,10 +69,14 @@ class Asked:
             return list(self.sent["messages"])
         return [{"role": "user", "content": self.sent["prompt"]}]
 
-    def completion(self, answer: dict[str, Any]) -> Completion:
+    @property
+    def completion_id(self) -> str:
+        return PREFIXES[self.kind] + self.number
+
+    def completion(self, answer: dict[str, Any], gateway: Gateway) -> Completion:
         messages, tools = self.messages, self.sent.get("tools") or None
         return Completion(
-            id=PREFIXES[self.kind] + self.number,
+            id=self.completion_id,
             object=self.kind,
             served_model=self.target.served_model,
             adapter=self.target.adapter,
@@ -67,33 +85,39 @@ class Asked:
             messages=messages,
             tools=tools,
             prompt_hash=prompt_digest(messages, tools),
-            choices=[_choice(choice) for choice in answer["choices"]],
+            choices=[_choice(choice, self.records_tokens) for choice in answer["choices"]],
             usage=answer.get("usage"),
             params={name: value for name, value in self.sent.items() if name not in NOT_PARAMETERS},
             user=self.sent.get("user"),
+            client=self.client,
             metadata=self.sent.get("metadata"),
             request_id="req-" + self.number,
+            comparison=self.comparison,
+            adapter_digest=gateway.routing.digests.get(self.target.adapter),
+            template=gateway.template,
+            prompt_token_ids=answer.get("prompt_token_ids") if self.records_tokens else None,
         )
 
 
-def _choice(choice: dict[str, Any]) -> Choice:
+def _choice(choice: dict[str, Any], has_tokens: bool) -> Choice:
     message = choice.get("message") or {"role": "assistant", "content": choice.get("text", "")}
     return Choice(
         index=choice["index"],
         message={name: value for name, value in message.items() if value is not None and value != []},
         finish_reason=choice.get("finish_reason"),
         logprobs=choice.get("logprobs"),
+        token_ids=choice.get("token_ids") if has_tokens else None,
     )
 
 
-async def record(asked: Asked, answer: dict[str, Any], metrics: Metrics) -> bool:
+async def record(asked: Asked, answer: dict[str, Any], gateway: Gateway) -> bool:
     """Whether the ledger has what it should have; a ledger that is down does not take the answer from the client."""
     if not asked.is_recorded:
         return True
     try:
-        await completions.record(asked.ledger, asked.completion(answer))
+        await completions.record(asked.ledger, asked.completion(answer, gateway))
     except LedgerUnavailable as error:
-        metrics.unrecorded.inc()
+        gateway.metrics.unrecorded.inc()
         log.warning("req-%s was answered and not recorded: %s", asked.number, error)
         return False
     return True

@@ -45,6 +45,7 @@ class Routing:
         self.replicas = list(replicas)
         self.live: dict[str, str] = {}
         self.previous: dict[str, str | None] = {}
+        self.digests: dict[str, str] = {}
         self.waiting: Counter[str] = Counter()
         self.refused: dict[str, str] = {}
         self.nudged = asyncio.Event()

@@ -23,6 +23,14 @@ class GatewaySettings(BaseSettings):
         description="Zero adapter that stands for the base model. Empty: vLLM serves the base by the name NAME-base. "
         "On CPU it is needed, for vLLM there answers base requests with an adapter (vLLM #48421).",
     )
+    base_model: str = Field(
+        "", description="What vLLM serves; of a folder the chat template's hash is recorded with each answer."
+    )
+    record_tokens: bool = Field(
+        False,
+        description="Record token ids and log-probabilities of chat answers. Off: they make the engine's answer about "
+        "seven times as large, and the ledger with it.",
+    )
     operator_key: str = Field(
         "", description="Key of the operator; empty: read from var/operator.key, made if missing."
     )

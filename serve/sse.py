@@ -62,6 +62,8 @@ class Transcript:
         for data in self._events():
             whole["created"] = data["created"]
             whole["usage"] = data.get("usage") or whole["usage"]
+            if data.get("prompt_token_ids"):
+                whole["prompt_token_ids"] = data["prompt_token_ids"]
             for delta in data["choices"]:
                 _add(choices.setdefault(delta["index"], {"index": delta["index"], "logprobs": None}), delta)
         whole["choices"] = [choices[index] for index in sorted(choices)]
@@ -85,6 +87,8 @@ def _add(choice: Json, delta: Json) -> None:
         choice["finish_reason"] = delta["finish_reason"]
     if delta.get("logprobs"):
         _add_logprobs(choice, delta["logprobs"])
+    if delta.get("token_ids"):
+        choice.setdefault("token_ids", []).extend(delta["token_ids"])
     if "text" in delta:
         choice["text"] = choice.get("text", "") + delta["text"]
         return

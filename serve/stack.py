@@ -39,6 +39,15 @@ class StackSettings(BaseSettings):
     engine_port: int = Field(
         8100, ge=1, le=65535, description="vLLM's port on loopback; when it is taken and was not asked for, a free one."
     )
+    console: bool = Field(
+        True, description="Whether the console runs too; `off` saves 0.2 GB and the five CPU seconds of its start."
+    )
+    console_port: int = Field(
+        7860,
+        ge=1,
+        le=65535,
+        description="Gradio's usual port, on loopback; when it is taken and was not asked for, a free one.",
+    )
     base_model: str = Field(
         "", description="Folder or Hub id. Without it: the pocket model on CPU, DEFAULT_GPU_MODEL on a GPU."
     )
@@ -66,6 +75,7 @@ class Stack:
     device: Device
     ledger_port: int
     engine_port: int
+    console_port: int | None = None  # None: no console
 
     @property
     def var(self) -> Path:
@@ -106,6 +116,10 @@ class Stack:
     def gateway_url(self) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(self.settings.host, self.settings.host)
         return f"http://{host}:{self.settings.port}"
+
+    @property
+    def console_url(self) -> str | None:
+        return f"http://127.0.0.1:{self.console_port}" if self.console_port else None
 
 
 def installed_device() -> Device | None:
@@ -154,6 +168,7 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
     env = shared_env(stack) | {"HEED_ENGINE_KEY": engine_key}
     celery = [sys.executable, "-m", "celery", "-A", "trainer.worker"]
     return [
+        *([console(stack)] if stack.console_port else []),
         Service(
             name="gateway",
             command=[sys.executable, "-m", "serve"],
@@ -186,8 +201,28 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
             is_ready=ledger_answers(stack.ledger_url),
             patience_s=30,
             keeps=keeps,
+            # On a full disk it ends itself at each write (appendfsync always) and is back when there is room.
+            is_given_up=False,
         ),
     ]
+
+
+def console(stack: Stack) -> Service:
+    """It waits for nobody: its pages say so when the gateway does not answer, and go on when it does."""
+    return Service(
+        name="console",
+        # The trainer's niceness (HEED_NICE): its start takes nothing from the engine's, which is the one waited for.
+        command=["nice", "-n", "10", sys.executable, "-m", "serve.console"],
+        env={
+            "HEED_VAR": str(stack.var),
+            "HEED_URL": stack.gateway_url,
+            "HEED_CONSOLE_PORT": str(stack.console_port),
+            "PYTHONUNBUFFERED": "1",
+        },
+        is_ready=http_answers(f"{stack.console_url}/"),
+        ready_within_s=300,
+        patience_s=5,  # it keeps nothing
+    )
 
 
 def shared_env(stack: Stack) -> dict[str, str]:
@@ -261,6 +296,7 @@ def engine(stack: Stack, key: str) -> Service:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_KVCACHE_SPACE": str(stack.settings.kv_cache_gb),
             "OMP_NUM_THREADS": str(engine_threads(stack)),
+            "OMP_WAIT_POLICY": "PASSIVE",  # a thread that spins takes the core that another one waits for
             # torch.compile's only use here is one comparison of logprobs: the first request with logprobs took 17.0 s
             # and needed a C++ compiler; without, it takes 0.14 s and needs none. Measured on two cores, vLLM 0.32.
             "TORCHDYNAMO_DISABLE": "1",
@@ -279,6 +315,7 @@ def engine(stack: Stack, key: str) -> Service:
 
 
 def engine_threads(stack: Stack) -> int:
-    """The pocket model's matrices are too small for many threads; a model of one's own gets every core it may use."""
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, 4) if stack.is_pocket else cores
+    """One for the pocket model, whose matrices are too small to share: two threads gave fewer tokens a second, and on
+    busy cores, where one waits for the other, a fiftieth (docs/benchmarks.md). Other models get every core.
+    """
+    return 1 if stack.is_pocket else len(os.sched_getaffinity(0))

@@ -22,6 +22,7 @@ from serve import tether
 FAILURES = 4  # in a row; then a person has to look
 STEADY_S = 60.0  # ready for so long, a service has its failures forgiven
 BACKOFF_S = 1.0  # doubled after each failure in a row
+LONGEST_BACKOFF_S = 8.0  # for a service that is never given up: it shall be back soon after what ails it is gone
 LOOK_S = 0.1  # between two looks at a service that is not ready yet
 TAIL_LINES = 25
 
@@ -54,6 +55,7 @@ class Service:
     ready_within_s: float = 120.0
     patience_s: float = 15.0  # between SIGTERM and SIGKILL
     keeps: Sequence[int] = ()  # file descriptors it holds open for as long as it lives
+    is_given_up: bool = True  # False: once it was ready, it is started again however often it ends
 
 
 class Supervisor:
@@ -115,7 +117,7 @@ class Supervisor:
     async def _keep_running(self, service: Service) -> None:
         for name in service.after:
             await self._ready[name].wait()
-        failures = 0
+        failures, was_ready = 0, False
         while True:
             began = time.monotonic()
             started = self._start(service)
@@ -123,6 +125,7 @@ class Supervisor:
             if problem is None:
                 self._say(service.name, f"ready in {time.monotonic() - began:.1f} s")
                 self._ready[service.name].set()
+                was_ready = True
                 ready_at = time.monotonic()
                 code = await ended(started.process)
                 problem = f"ended with {meaning(code)}"
@@ -131,9 +134,9 @@ class Supervisor:
             self._ready[service.name].clear()
             await self._end(service)
             failures += 1
-            if failures >= FAILURES:
+            if failures >= FAILURES and (service.is_given_up or not was_ready):
                 raise ServiceFailed(f"{service.name} {problem}, {failures} times in a row.\n{tail(started)}")
-            pause = BACKOFF_S * 2 ** (failures - 1)
+            pause = min(BACKOFF_S * 2 ** (failures - 1), LONGEST_BACKOFF_S)
             self._say(service.name, f"{problem}; starting it again in {pause:.0f} s (log: {started.log})")
             await asyncio.sleep(pause)
 

@@ -1,12 +1,13 @@
 """`heed up`: the whole of Heed on this machine, one command, one screen.
 
-Checks the machine, makes the model, starts ledger, engine, gateway, worker and beat, says when each is ready, and stops
-all of them on Ctrl-C or SIGTERM. State is in var/; nothing else is written.
+Checks the machine, makes the model, starts ledger, engine, gateway, worker, beat and console, says when each is ready,
+and stops all of them on Ctrl-C or SIGTERM. State is in var/; nothing else is written.
 """
 
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def up(
         str | None, typer.Option(help="Folder or Hub id (HEED_BASE_MODEL; default: the pocket model on CPU).")
     ] = None,
 ) -> None:
-    """Start the whole stack here: ledger, vLLM, gateway, worker. Ctrl-C stops it."""
+    """Start the whole stack here: ledger, vLLM, gateway, worker, console. Ctrl-C stops it."""
     asked: dict[str, Any] = {"port": port, "var": var, "base_model": base_model}
     # A SIGTERM before the supervisor listens ends the preflight and the model's making like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -128,7 +129,7 @@ async def supervise(decided: Stack, lock: int) -> None:
 
     def stop() -> None:
         if not supervisor.is_stopping:
-            console.print("\nStopping: gateway, worker, engine, ledger. Ctrl-C again to hurry.")
+            console.print("\nStopping: console, gateway, worker, engine, ledger. Ctrl-C again to hurry.")
         supervisor.stop()
 
     loop = asyncio.get_running_loop()
@@ -168,6 +169,7 @@ def write_notice(path: Path, decided: Stack) -> None:
         "ledger_url": decided.ledger_url,
         "broker_url": decided.broker_url,
         "engine_url": decided.engine_url,
+        "console_url": decided.console_url,
     }
     path.write_text(json.dumps(addresses, indent=1) + "\n")
 
@@ -175,13 +177,14 @@ def write_notice(path: Path, decided: Stack) -> None:
 def welcome(decided: Stack, logs: Path, took_s: float) -> None:
     url, name = decided.gateway_url, decided.names[0]
     heed = "heed" if which("heed") else os.path.relpath(Path(sys.executable).parent / "heed")
-    if url != "http://127.0.0.1:8000":
-        heed = f"HEED_PORT={decided.settings.port} {heed}"
+    if decided.settings.var != Path("var"):  # the commands find key and address there
+        heed = f"HEED_VAR={shlex.quote(str(decided.var))} {heed}"
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "How do I make pasta?"}]})
     lines = [
         "",
         f"Heed is ready ({took_s:.0f} s).",
         f"  gateway       {url}   documentation: {url}/docs",
+        *([f"  console       {decided.console_url}"] if decided.console_url else []),
         f"  operator key  {decided.var / 'operator.key'}",
         f"  logs          {logs}",
         "",

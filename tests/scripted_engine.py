@@ -24,6 +24,7 @@ from tests.processes import free_port
 Json = dict[str, Any]
 MAX_RANK = 16
 CONTEXT = 1024
+PROMPT_IDS = [11, 12, 13, 14, 15, 16, 17]
 
 
 @dataclass
@@ -172,7 +173,8 @@ class ScriptedEngine:
         await response.prepare(answer.request)
         script, wants_usage = answer.script, (answer.body.get("stream_options") or {}).get("include_usage")
         for choice in range(answer.n):
-            await _send(response, answer.chunk(choice, {"role": "assistant", "content": ""}))
+            opening = answer.chunk(choice, {"role": "assistant", "content": ""})
+            await _send(response, opening | ({"prompt_token_ids": PROMPT_IDS} if answer.tells_ids else {}))
         async for index, token in self._paced(script):
             if index == script.error_after:
                 await _send(
@@ -219,6 +221,7 @@ class _Answer:
         self.is_text = "prompt" in body
         self.id = ("cmpl-" if self.is_text else "chatcmpl-") + request.headers.get("x-request-id", "none")
         self.n = body.get("n") or 1
+        self.tells_ids = bool(body.get("return_token_ids")) and not self.is_text
         self.finish = "length" if body.get("max_tokens") == len(script.tokens) else script.finish
         completion = len(script.tokens) * self.n
         self.usage = {"prompt_tokens": 7, "total_tokens": 7 + completion, "completion_tokens": completion}
@@ -234,6 +237,8 @@ class _Answer:
         made: Json = {"index": choice, "finish_reason": finish}
         made |= {"text": delta.get("content", "")} if self.is_text else {"delta": delta}
         made["logprobs"] = None if index is None else self._logprobs([self.script.tokens[index]])
+        if self.tells_ids and index is not None:
+            made["token_ids"] = [index]
         if finish and self.script.tool_calls:
             calls = [{"index": i, **call} for i, call in enumerate(self.script.tool_calls)]
             made["delta"] = {"tool_calls": calls}
@@ -250,11 +255,14 @@ class _Answer:
                 "logprobs": self._logprobs(self.script.tokens),
                 "finish_reason": self.finish,
             }
+            if self.tells_ids:
+                choice["token_ids"] = list(range(len(self.script.tokens)))
             message = {"role": "assistant", "content": text, "tool_calls": self.script.tool_calls or []}
             choices.append(choice | ({"text": text} if self.is_text else {"message": message}))
         kind = "text_completion" if self.is_text else "chat.completion"
         shape = {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self.model}
-        return shape | {"choices": choices, "usage": self.usage}
+        ids = {"prompt_token_ids": PROMPT_IDS} if self.tells_ids else {}
+        return shape | {"choices": choices, "usage": self.usage} | ids
 
 
 @asynccontextmanager

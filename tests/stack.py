@@ -26,6 +26,7 @@ class Stack:
     port: int = field(default_factory=free_port)
     ledger_port: int = field(default_factory=free_port)
     engine_port: int = field(default_factory=free_port)
+    console_port: int = field(default_factory=free_port)
     engine_key: str = field(default_factory=lambda: secrets.token_hex(16))
     process: subprocess.Popen[bytes] | None = None
 
@@ -42,13 +43,15 @@ class Stack:
             "HEED_LEDGER_PORT": str(self.ledger_port),
             "HEED_LEDGER_URL": f"redis://127.0.0.1:{self.ledger_port}/0",
             "HEED_ENGINE_PORT": str(self.engine_port),
-            "HEED_BASE_MODEL": str(self.pocket),
+            "HEED_CONSOLE_PORT": str(self.console_port),
             "HEED_DEVICE": "cpu",
             "HEED_ENGINE_KEY": self.engine_key,
             "HEED_TRAIN_EVERY_PAIRS": "0",  # tests ask for their jobs
         }
 
     def start(self) -> None:
+        if not (self.var / "pocket").exists():
+            (self.var / "pocket").symlink_to(self.pocket)  # made once, for every stack of the run
         log = (self.var / "up.log").open("ab")
         self.process = subprocess.Popen(
             [HEED, "up"], stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **self.env}, start_new_session=True

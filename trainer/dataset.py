@@ -1,7 +1,7 @@
 """Datasets: which pairs a job learns from, and their bytes.
 
 A job takes every pair that no adapter has learnt yet and a few old ones, so that old lessons are kept; with nothing
-new it takes everything. Which half a pair is on was decided by its conversation (feedback.pairs.split_of), for ever.
+new it takes everything. Which half a pair is on was decided by its conversation (feedback.lessons.split_of), for ever.
 The same pairs give the same bytes: rows in order of id, one canonical JSON object a line.
 """
 
@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from feedback.errors import TooFewPairs
 from feedback.records import Message, Pair, canonical, digest
+from feedback.texts import Fault, fault_of, text_of
 from trainer.files import write_whole
 
-Drop = Literal["identical", "empty", "not text", "withdrawn"]
+Drop = Fault | Literal["withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def choose(standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed
     if not new:
         return Selection(new=[], replayed=[pair.id for pair in standing])
     taken = {pair.id for pair in new}
-    old = [pair for pair in standing if pair.id not in taken and _fault(pair) is None]
+    old = [pair for pair in standing if pair.id not in taken and fault_of(pair) is None]
     old.sort(key=lambda pair: digest(str(seed), pair.id))
     replayed: list[str] = []
     for split, enough in (("train", least.train), ("held_out", least.held_out)):
@@ -94,7 +95,7 @@ def build(ids: Sequence[str], standing: Iterable[Pair]) -> Dataset:
     dropped: dict[Drop, int] = {}
     for pair_id in sorted(ids):
         pair = by_id.get(pair_id)
-        fault = "withdrawn" if pair is None else _fault(pair)
+        fault = "withdrawn" if pair is None else fault_of(pair)
         if pair is None or fault is not None:
             assert fault is not None
             dropped[fault] = dropped.get(fault, 0) + 1
@@ -112,17 +113,6 @@ def refuse_too_few(dataset: Dataset, least: Least) -> None:
         )
 
 
-def _fault(pair: Pair) -> Drop | None:
-    chosen, rejected = _text(pair.chosen), _text(pair.rejected)
-    if chosen is None or rejected is None or any(_text(message) is None for message in pair.prompt):
-        return "not text"
-    if not chosen.strip() or not rejected.strip():
-        return "empty"
-    if chosen.strip() == rejected.strip():
-        return "identical"
-    return None
-
-
 def _lines(some: Iterable[Pair]) -> bytes:
     return b"".join(canonical(_row(pair)).encode() + b"\n" for pair in some)
 
@@ -137,16 +127,4 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def _plain(message: Message) -> dict[str, str]:
-    return {"role": str(message.get("role", "user")), "content": _text(message) or ""}
-
-
-def _text(message: Message) -> str | None:
-    """The message as text; None where it is not only that: an image, a call of a tool, which DPO cannot score here."""
-    if message.get("tool_calls"):
-        return None
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content or ""
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    return None
+    return {"role": str(message.get("role", "user")), "content": text_of(message) or ""}

@@ -44,7 +44,7 @@ class Hyperparameters:
     epochs: float = 3.0
     batch_size: int = 8
     learning_rate: float = 1e-3
-    sft_weight: float = 1.0
+    sft_weight: float = 2.0
     lora_rank: int = 16
     seed: int = 0
     max_length: int = 512
@@ -151,7 +151,6 @@ def build_trainer(run: Run, pairs: Dataset) -> DPOTrainer:
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        torch.set_num_threads(machine.thread_quota())
         _score_completions_only()
     model = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.bfloat16 if on_gpu else torch.float32)
     settings = run.settings

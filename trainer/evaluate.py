@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer import machine, weights
+from trainer import weights
 from trainer.dpo import Row, read_pairs
 from trainer.progress import RecipeRefused
 
@@ -38,8 +38,6 @@ def evaluate(*, base: str, adapter: Path, parent: Path | None, heldout: Path, ou
 
 def _judge(base: str, adapter: Path, parent: Path | None, rows: list[Row], beta: float) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(machine.thread_quota())
     tokenizer = AutoTokenizer.from_pretrained(base)
     chosen = [_encoded(tokenizer, row["prompt"], row["chosen"]) for row in rows]
     rejected = [_encoded(tokenizer, row["prompt"], row["rejected"]) for row in rows]

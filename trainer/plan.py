@@ -51,7 +51,9 @@ async def _from_ledger(work: Work) -> tuple[Dataset, Frozen]:
     rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
     dataset.refuse_too_few(rows, least)
     await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
-    opinions = sorted({opinion for pair in [*rows.train, *rows.held_out] for opinion in pair.opinions})
+    taught = [*rows.train, *rows.held_out]
+    await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
+    opinions = sorted({opinion for pair in taught for opinion in pair.opinions})
     cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
     frozen = _frozen(rows, ids, replayed=replayed, votes=len(cast), voters=len({opinion.voter for opinion in cast}))
     return rows, frozen

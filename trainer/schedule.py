@@ -1,8 +1,8 @@
 """The schedule: what is due? Asked every few seconds, by any number of workers at once.
 
-A job is due because an operator asked for it, because enough new pairs came in, or because the hours say so; one at a
-time for each served model. Pairs count as new only when they came after the newest job began: a job that failed is
-not repeated by itself before there is something new to learn.
+A job is due because an operator asked for it, because enough new pairs came in, or because one has waited for long
+enough; one at a time for each served model. Pairs count as new only when they came after the newest job began: a job
+that failed is not repeated by itself before there is something new to learn.
 """
 
 from typing import Literal
@@ -33,10 +33,11 @@ async def sweep(ledger: Ledger) -> int:
 async def _due(ledger: Ledger, settings: WorkshopSettings) -> Literal["pairs", "schedule"] | None:
     newest, _ = await jobs.page(ledger, limit=1)
     since = newest[0].created if newest else 0.0
-    fresh = await pairs.waiting_since(ledger, since)
-    if settings.train_every_pairs and fresh >= max(settings.train_every_pairs, ledger.settings.min_pairs):
+    fresh, oldest = await pairs.waiting_since(ledger, since)
+    if oldest is None or fresh < ledger.settings.min_pairs:
+        return None
+    if settings.train_every_pairs and fresh >= settings.train_every_pairs:
         return "pairs"
-    hours = (ledger.clock() - since) / HOUR_S
-    if settings.train_every_hours and hours >= settings.train_every_hours and fresh >= ledger.settings.min_pairs:
+    if settings.train_every_hours and ledger.clock() - oldest >= settings.train_every_hours * HOUR_S:
         return "schedule"
     return None

@@ -27,12 +27,14 @@ class WorkshopSettings(BaseSettings):
     )
     sweep_s: float = Field(600, gt=0, description="How often expired completions leave the index; nobody waits for it.")
     train_every_pairs: int = Field(
-        1000,
+        500,
         ge=0,
         description="New pairs that start a job by themselves, 0 for never; more than one `heed demo` gives.",
     )
     train_every_hours: float = Field(
-        0, ge=0, description="Longest time between jobs while new pairs come in, 0 for never; off, as laptops sleep."
+        24,
+        ge=0,
+        description="Longest wait of a new pair for its job, 0 for no limit: votes are at work by the next day.",
     )
     max_attempts: int = Field(
         3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import adapters
+from feedback import adapters, lineage
 from feedback.adapters import base_name
 from feedback.connection import Ledger
 from feedback.errors import AdapterNotServable, AdapterUnknown
@@ -42,6 +42,13 @@ async def roll_back(body: RollbackRequest, here: Here, _: Operator) -> Json:
 @router.get("/{adapter_id}")
 async def retrieve(adapter_id: str, here: Here, _: Operator) -> Json:
     return _shown(await adapters.get(_ledger_of(here, adapter_id), adapter_id))
+
+
+@router.get("/{adapter_id}/votes")
+async def list_votes(adapter_id: str, here: Here, _: Operator, after: After = None, limit: Limit = 20) -> Json:
+    """The votes it was trained on (`split` train) and judged by (held_out), in order of id."""
+    found, has_more = await lineage.votes_of(_ledger_of(here, adapter_id), adapter_id, after, limit)
+    return page([{"object": "trained_vote", **vote.model_dump()} for vote in found], has_more)
 
 
 @router.post("/{adapter_id}/promote")

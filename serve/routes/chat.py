@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from feedback import adapters
 from feedback.errors import AdapterUnknown
 from serve.answer import Answer
+from serve.attribution import with_tokens
 from serve.auth import Client
 from serve.errors import Refused, explain, model_not_found
 from serve.gateway import Gateway, Here
@@ -19,26 +20,41 @@ from serve.routing import Target
 router = APIRouter(prefix="/v1", tags=["chat"])
 
 
-def _documented(shape: type[Sampling]) -> dict[str, Any]:
+def documented(shape: type[Sampling]) -> dict[str, Any]:
     content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-@router.post("/chat/completions", openapi_extra=_documented(ChatRequest), response_model=None)
-async def chat(request: Request, here: Here, _: Client) -> Answer:
-    return await _ask(request, here, "chat.completion", ChatRequest, CHAT)
+@router.post("/chat/completions", openapi_extra=documented(ChatRequest), response_model=None)
+async def chat(request: Request, here: Here, client: Client) -> Answer:
+    return await _ask(request, here, client, "chat.completion", ChatRequest, CHAT)
 
 
-@router.post("/completions", openapi_extra=_documented(TextRequest), response_model=None)
-async def text(request: Request, here: Here, _: Client) -> Answer:
+@router.post("/completions", openapi_extra=documented(TextRequest), response_model=None)
+async def text(request: Request, here: Here, client: Client) -> Answer:
     """Recorded, and not to be voted on: there is no conversation to learn from."""
-    return await _ask(request, here, "text_completion", TextRequest, TEXT)
+    return await _ask(request, here, client, "text_completion", TextRequest, TEXT)
 
 
-async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling], passing: frozenset[str]) -> Answer:
-    sent = _read(await request.body(), shape, passing | set(here.settings.extra_parameters))
+async def _ask(
+    request: Request, here: Gateway, client: str, kind: Kind, shape: type[Sampling], passing: frozenset[str]
+) -> Answer:
+    sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
     target = here.routing.resolve(sent["model"])
-    await _expect_servable(here, target)
+    await expect_servable(here, target)
+    return Answer(here, asked_of(here, kind, target, request.state.number, client, sent))
+
+
+def asked_of(
+    here: Gateway,
+    kind: Kind,
+    target: Target,
+    number: str,
+    client: str,
+    sent: dict[str, Any],
+    comparison: str | None = None,
+) -> Asked:
+    """The request as it will be recorded, and what the engine gets of it."""
     forwarded = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
     forwarded["model"] = target.adapter
     if sent.get("stream"):
@@ -46,11 +62,14 @@ async def _ask(request: Request, here: Gateway, kind: Kind, shape: type[Sampling
         wants_usage = (sent.get("stream_options") or {}).get("include_usage")
         forwarded["stream_options"] = sent["stream_options"] if wants_usage else {"include_usage": True}
     path = "/v1/chat/completions" if kind == "chat.completion" else "/v1/completions"
+    records_tokens = here.settings.record_tokens and kind == "chat.completion"
+    if records_tokens:
+        forwarded = with_tokens(forwarded)
     ledger = here.ledgers[target.served_model]
-    return Answer(here, Asked(kind, path, target, ledger, request.state.number, sent, forwarded))
+    return Asked(kind, path, target, ledger, number, client, sent, forwarded, comparison, records_tokens)
 
 
-def _read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
+def read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
     """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)
@@ -73,7 +92,7 @@ def _read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[s
     return asked
 
 
-async def _expect_servable(here: Gateway, target: Target) -> None:
+async def expect_servable(here: Gateway, target: Target) -> None:
     """A versioned name that no engine holds may be loaded for this request, if it is an adapter that passed its gate.
 
     Raises Refused (404), LedgerUnavailable.

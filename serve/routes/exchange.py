@@ -7,9 +7,9 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from feedback import imports, pairs, unpaired
+from feedback import imports, pairs
 from feedback.connection import Ledger
-from feedback.formats import Format, row_of_answer, rows
+from feedback.formats import Format, Rated, row_of_answer, rows
 from serve.auth import Operator
 from serve.gateway import Here, Model
 from serve.uploads import FORM, received
@@ -38,8 +38,9 @@ async def _lines(ledger: Ledger, format: Format) -> AsyncIterator[bytes]:
     async for page in pairs.pages(ledger):
         yield _jsonl(row for pair in page for row in rows(pair, format))
     if format == "kto":
-        async for answers in unpaired.pages(ledger):
-            yield _jsonl(map(row_of_answer, answers))
+        async for one in pairs.unpaired(ledger):
+            rated = Rated(one.prompt, one.completion, "up" if one.label else "down", one.tools)
+            yield _jsonl([row_of_answer(rated)])
 
 
 def _jsonl(some: Iterable[Json]) -> bytes:

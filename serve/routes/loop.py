@@ -4,13 +4,20 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import adapters, pairs, stats
+from feedback import adapters, pairs, preview, stats
 from serve.auth import Operator
 from serve.gateway import Here, Model
 
 router = APIRouter(prefix="/v1", tags=["loop"])
 
 Json = dict[str, Any]
+
+
+@router.get("/pairs/preview")
+async def show_preview(here: Here, _: Operator, model: Model = None) -> Json:
+    """What a job would train on now, and why the rest is left out."""
+    ledger = here.ledger(model)
+    return {"object": "pairs.preview", "model": ledger.model, **(await preview.look(ledger)).model_dump()}
 
 
 @router.get("/stats")

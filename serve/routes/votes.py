@@ -2,14 +2,17 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.responses import Response
 
-from feedback import votes
+from feedback import lineage, votes
 from feedback.errors import CompletionUnknown, VoteUnknown
-from feedback.records import AnswerRef, Vote
+from feedback.records import AnswerRef, ComparisonVote, Vote
 from feedback.votes import Opinion
-from serve.auth import Client
+from serve.auth import Client, reader_of_all
+from serve.direct import Direct
 from serve.gateway import After, Here, Limit, Model, page
+from serve.idempotency import OnceOnly
 from serve.protocol import PreferenceRequest, VoteRequest
 
 router = APIRouter(prefix="/v1", tags=["votes"])
@@ -17,41 +20,52 @@ router = APIRouter(prefix="/v1", tags=["votes"])
 Json = dict[str, Any]
 
 
-@router.post("/votes")
-async def vote(body: VoteRequest, here: Here, client: Client) -> Json:
+async def vote(body: VoteRequest, here: Here, client: Client, once: OnceOnly) -> Response:
     """On disk when it is answered. Voting again replaces; voting the same again changes nothing."""
-    cast, changed = await here.where_known(
-        lambda ledger: votes.cast(
-            ledger,
-            completion_id=body.completion_id,
-            choice=body.choice,
-            rating=body.rating,
-            voter=body.voter or client,
-            reasons=body.reasons,
-            comment=body.comment,
-            correction=body.correction,
-        ),
-        CompletionUnknown,
-    )
-    if changed:
-        here.metrics.votes.labels(cast.rating).inc()
-    return {**_shown(cast), "changed": changed}
+
+    async def act() -> Json:
+        cast, changed = await here.where_known(
+            lambda ledger: votes.cast(
+                ledger,
+                completion_id=body.completion_id,
+                choice=body.choice,
+                rating=body.rating,
+                voter=body.voter or client,
+                reasons=body.reasons,
+                comment=body.comment,
+                correction=body.correction,
+            ),
+            CompletionUnknown,
+        )
+        if changed:
+            here.metrics.votes.labels(cast.rating).inc()
+        return {**_shown(cast), "changed": changed}
+
+    return await once(act)
+
+
+router.add_api_route("/votes", vote, methods=["POST"], route_class_override=Direct)
 
 
 @router.post("/preferences")
-async def prefer(body: PreferenceRequest, here: Here, client: Client) -> Json:
+async def prefer(body: PreferenceRequest, here: Here, client: Client, once: OnceOnly) -> Response:
     chosen, rejected = (AnswerRef(**named.model_dump()) for named in (body.chosen, body.rejected))
-    preference, changed = await here.where_known(
-        lambda ledger: votes.prefer(ledger, chosen=chosen, rejected=rejected, voter=body.voter or client),
-        CompletionUnknown,
-    )
-    if changed:
-        here.metrics.votes.labels("preference").inc()
-    return {**_shown(preference), "changed": changed}
+
+    async def act() -> Json:
+        preference, changed = await here.where_known(
+            lambda ledger: votes.prefer(ledger, chosen=chosen, rejected=rejected, voter=body.voter or client),
+            CompletionUnknown,
+        )
+        if changed:
+            here.metrics.votes.labels("preference").inc()
+        return {**_shown(preference), "changed": changed}
+
+    return await once(act)
 
 
 @router.get("/votes")
 async def list_votes(
+    request: Request,
     here: Here,
     _: Client,
     completion_id: str | None = None,
@@ -59,6 +73,8 @@ async def list_votes(
     after: After = None,
     limit: Limit = 20,
 ) -> Json:
+    if completion_id is None:
+        await reader_of_all(request)
     found, has_more = await votes.page(here.ledger(model), completion_id, after, limit)
     return page([_shown(opinion) for opinion in found], has_more)
 
@@ -66,6 +82,13 @@ async def list_votes(
 @router.get("/votes/{vote_id}")
 async def retrieve(vote_id: str, here: Here, _: Client) -> Json:
     return _shown(await here.where_known(lambda ledger: votes.get(ledger, vote_id), VoteUnknown))
+
+
+@router.get("/votes/{vote_id}/lineage")
+async def trace(vote_id: str, here: Here, _: Client) -> Json:
+    """What became of it: pairs now, and the jobs and adapters it was trained into, also after it was withdrawn."""
+    found = await here.where_known(lambda ledger: lineage.of(ledger, vote_id), VoteUnknown)
+    return {"object": "vote.lineage", **found.model_dump()}
 
 
 @router.delete("/votes/{vote_id}")
@@ -76,5 +99,8 @@ async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
 
 
 def _shown(opinion: Opinion) -> Json:
+    if isinstance(opinion, ComparisonVote):  # who was who is told by the comparison, to those who voted on it
+        hidden = {"v", "prompt_hash", "a", "b", "model_a", "model_b"}
+        return {"object": "comparison_vote", **opinion.model_dump(exclude=hidden), "changed": False}
     kind = "vote" if isinstance(opinion, Vote) else "preference"
     return {"object": kind, **opinion.model_dump(exclude={"v", "prompt_hash"}), "changed": False}

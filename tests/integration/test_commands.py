@@ -58,6 +58,23 @@ async def test_a_chat_in_the_terminal_streams_votes_and_corrects(gateway: Runnin
     assert vote.model_dump().items() >= {"voter": "ann", "rating": "down", "correction": "run faster"}.items()
 
 
+async def test_pairs_are_shown_with_why_the_rest_is_left_out(gateway: RunningGateway) -> None:
+    first = (await gateway.chat("q")).json()["id"]
+    vote = {"completion_id": first, "voter": "ann"}
+    await gateway.http.post("/v1/votes", json=vote | {"rating": "down", "correction": "better"})
+    lone = (await gateway.chat("other")).json()["id"]
+    await gateway.http.post("/v1/votes", json=vote | {"completion_id": lone, "rating": "up"})
+
+    code, shown = await heed(gateway, "pairs")
+
+    assert code == 0
+    assert "correction" in shown
+    assert "A job would be refused: too few pairs." in shown
+    assert "mean length 6 characters chosen, 17 rejected; the chosen one is longer in 0%" in shown
+    assert "lone thumb" in shown
+    assert "unpaired answers: 1 liked, 0 disliked" in shown
+
+
 async def test_adapters_are_listed_promoted_and_rolled_back(gateway: RunningGateway) -> None:
     one = await gateway.register(1, b"one")
 

@@ -344,7 +344,7 @@ def test_evaluation_counts_the_base_as_a_coin_and_sees_what_was_learned(undistur
     assert json.loads(first.stdout)["event"] == "done"
     assert report["pairs"] == 20
     assert report["before"] == {"accuracy": 0.5, "margin": 0.0}
-    assert report["after"]["accuracy"] > 0.9
+    assert report["after"]["accuracy"] >= 0.8  # a coin gets there once in 170 times
     assert report["after"]["margin"] > 0.1
     assert report["weights"]["reasons"] == []
     assert len(report["deltas"]) == 20

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from feedback import completions, jobs, pairs, votes
+from feedback import completions, jobs, lineage, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.records import AnswerRef, Job, new_id
@@ -111,10 +111,12 @@ async def test_the_adapters_and_open_jobs_that_learn_from_a_pair_are_named(
     ids = await standing(ledger)
     adapter_id = await gateway.register(1, b"one")  # made by ftjob-1
     other_id = await gateway.register(2, b"two", job="ftjob-2")
-    for job_id, some in (("ftjob-1", ids), ("ftjob-2", ["pair-other"]), (new_id("ftjob"), ids)):
+    taught = [pair.model_copy(update={"split": "train"}) for pair in await pairs.get_many(ledger, ids)]
+    for job_id, some in (("ftjob-1", taught), ("ftjob-2", []), (new_id("ftjob"), taught)):
         made = await jobs.create(ledger, Job(id=job_id, served_model="heed", created=ledger.clock()))
         job, token = await jobs.claim(ledger, made.id)
-        await jobs.freeze(ledger, job.id, token, some)
+        await jobs.freeze(ledger, job.id, token, [pair.id for pair in some] or ["pair-other"])
+        await jobs.note_opinions(ledger, job.id, token, some)
         if job_id in ("ftjob-1", "ftjob-2"):
             await jobs.finish(ledger, job, token, "succeeded")
 
@@ -122,6 +124,83 @@ async def test_the_adapters_and_open_jobs_that_learn_from_a_pair_are_named(
 
     assert erased == NOTHING | {"votes": 1, "pairs": 1, "adapters": [adapter_id], "jobs": [made.id]}
     assert other_id not in erased["adapters"]
+    assert (await lineage.votes_of(ledger, adapter_id))[0] == []
+
+
+async def test_an_adapter_is_named_for_what_it_trained_on_and_not_for_what_it_was_measured_on_or_came_later(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    """The pair is the same for all three; the lineage knows whose vote stood behind it when it was trained."""
+    asked = await answer(gateway, "q", "bad")
+    early = await vote(gateway, asked, "ann", "down", correction="good")
+    (pair,) = await pairs.get_many(ledger, await standing(ledger))
+    trained = {}
+    for number, split in ((1, "train"), (2, "held_out")):
+        trained[split] = await gateway.register(number, split.encode(), job=f"ftjob-{number}")
+        made = await jobs.create(ledger, Job(id=f"ftjob-{number}", served_model="heed", created=ledger.clock()))
+        job, token = await jobs.claim(ledger, made.id)
+        await jobs.freeze(ledger, job.id, token, [pair.id])
+        await jobs.note_opinions(ledger, job.id, token, [pair.model_copy(update={"split": split})])
+        await jobs.finish(ledger, job, token, "succeeded")
+    await vote(gateway, asked, "bob", "down", correction="good")
+    assert (await lineage.of(ledger, early)).jobs != []
+
+    late = await erase(gateway, "voters/bob")
+    first = await erase(gateway, "voters/ann")
+
+    assert late == NOTHING | {"votes": 1}
+    assert first == NOTHING | {"votes": 1, "pairs": 1, "adapters": [trained["train"]]}
+    for job_id in ("ftjob-1", "ftjob-2"):
+        assert not await ledger.redis.exists(ledger.keys.job_opinions(job_id))
+    assert await clean(ledger)
+
+
+async def test_a_comparison_that_a_voter_judged_gets_its_lifetime_back_and_a_users_comparison_is_gone(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    shown = await compare(gateway, "ann")
+    for voter in ("bob", "carl"):
+        judged = await gateway.http.post(f"/v1/comparisons/{shown}/vote", json={"preferred": "a", "voter": voter})
+        assert judged.status_code == 200
+    key = ledger.keys.comparison(shown)
+
+    assert (await erase(gateway, "voters/bob"))["votes"] == 1
+    assert await ledger.redis.ttl(key) == -1
+    assert (await erase(gateway, "voters/carl"))["votes"] == 1
+    assert await ledger.redis.ttl(key) > 0
+    assert not await ledger.redis.exists(ledger.keys.comparison_votes(shown), ledger.keys.voter_opinions("bob"))
+    assert await clean(ledger)
+
+    await gateway.http.post(f"/v1/comparisons/{shown}/vote", json={"preferred": "b", "voter": "dora"})
+    assert await erase(gateway, "users/ann") == NOTHING | {"votes": 1, "completions": 2, "pairs": 1}
+    assert not await ledger.redis.exists(key, ledger.keys.comparisons, ledger.keys.voter_opinions("dora"))
+    assert await _nowhere(ledger, "my secret")
+    assert await clean(ledger)
+
+
+async def compare(gateway: RunningGateway, user: str) -> str:
+    gateway.engine.scripts += [Script(tokens=("one",)), Script(tokens=("two",))]
+    body = {"model": "heed", "messages": [{"role": "user", "content": "my secret"}], "user": user}
+    return str((await gateway.http.post("/v1/comparisons", json=body)).json()["id"])
+
+
+async def test_no_idempotency_key_holds_an_erased_comment(gateway: RunningGateway, ledger: Ledger) -> None:
+    body = {
+        "completion_id": await answer(gateway, "q", "one"),
+        "voter": "ann",
+        "rating": "down",
+        "comment": "my secret",
+        "correction": "my secret wish",
+    }
+    kept = {"idempotency-key": "k"}
+    assert (await gateway.http.post("/v1/votes", json=body, headers=kept)).status_code == 200
+    assert await erase(gateway, "voters/ann") == NOTHING | {"votes": 1, "pairs": 1}
+
+    again = await gateway.http.post("/v1/votes", json=body, headers=kept)
+
+    assert again.headers["idempotent-replayed"] == "true"
+    assert await _nowhere(ledger, "my secret")
+    assert (await votes.page(ledger))[0] == []
 
 
 async def test_a_users_completions_go_with_everybodys_votes_on_them(gateway: RunningGateway, ledger: Ledger) -> None:

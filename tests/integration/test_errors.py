@@ -121,6 +121,24 @@ async def test_keys_decide_who_may_do_what(ledger: Ledger, tmp_path: Path) -> No
         assert (await gateway.operator.get("/v1/adapters")).status_code == 200
 
 
+async def test_a_clients_key_finds_what_it_asked_for_and_nothing_else(ledger: Ledger, tmp_path: Path) -> None:
+    async with (
+        scripted_engine() as engine,
+        running_gateway(ledger, tmp_path, engine, client_keys=("ann-key", "bob-key")) as gateway,
+    ):
+        ann, bob = ({"authorization": f"Bearer {name}-key"} for name in ("ann", "bob"))
+        address = f"{CHAT}/{(await gateway.http.post(CHAT, json=ASK, headers=ann)).json()['id']}"
+
+        expect_envelope(await gateway.http.get(address, headers=bob), 404, "completion_not_found", "completion_id")
+        expect_envelope(await gateway.http.delete(address, headers=bob), 404, "completion_not_found", "completion_id")
+        expect_envelope(await gateway.http.get(CHAT, headers=ann), 403, "operator_key_required")
+        expect_envelope(await gateway.http.get("/v1/votes", headers=ann), 403, "operator_key_required")
+        assert (await gateway.http.get(address, headers=ann)).status_code == 200
+        assert (await gateway.operator.get(address)).status_code == 200
+        assert len((await gateway.operator.get(CHAT)).json()["data"]) == 1
+        assert (await gateway.http.delete(address, headers=ann)).status_code == 200
+
+
 async def test_without_keys_only_names_of_this_machine_are_answered(gateway: RunningGateway) -> None:
     rebound = await gateway.http.get("/v1/models", headers={"host": "evil.example:8000"})
     local = await gateway.http.get("/v1/models", headers={"host": "LOCALHOST:8000"})

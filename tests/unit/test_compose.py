@@ -14,8 +14,8 @@ from tests.processes import ROOT
 
 # Each profile's name for a service of the design.
 NAMES = {
-    "cpu": {"ledger", "broker", "vllm", "gateway", "worker", "beat", "model"},
-    "gpu": {"ledger", "broker", "vllm-gpu", "gateway-gpu", "worker-gpu", "beat-gpu"},
+    "cpu": {"ledger", "broker", "vllm", "gateway", "worker", "beat", "model", "console"},
+    "gpu": {"ledger", "broker", "vllm-gpu", "gateway-gpu", "worker-gpu", "beat-gpu", "console"},
 }
 
 
@@ -50,10 +50,22 @@ def test_a_profile_has_every_service_of_the_design(profile: str, services: dict[
     assert taken == NAMES[profile]
 
 
-def test_only_the_gateway_can_be_reached_from_outside(services: dict[str, dict[str, Any]]) -> None:
+def test_only_the_gateway_is_reached_from_outside_and_the_console_from_here(
+    services: dict[str, dict[str, Any]],
+) -> None:
     published = {name for name, service in services.items() if "ports" in service}
 
-    assert published == {"gateway", "gateway-gpu"}
+    assert published == {"gateway", "gateway-gpu", "console"}
+    assert all(port.startswith("127.0.0.1:") for port in services["console"]["ports"])
+
+
+def test_the_console_is_a_client_that_reaches_the_gateway_of_either_profile(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    assert services["console"]["environment"]["HEED_URL"] == "http://gateway:8000"
+    assert services["console"]["networks"] == ["outside"]
+    for name in ("gateway", "gateway-gpu"):
+        assert services[name]["networks"]["outside"]["aliases"] == ["gateway"]
 
 
 def test_only_the_gpu_profile_asks_for_a_gpu_and_for_one(services: dict[str, dict[str, Any]]) -> None:

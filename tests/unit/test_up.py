@@ -8,15 +8,16 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from serve import preflight, stack, tether
+from serve import preflight, stack, tether, up
 from serve.preflight import CannotStart
 from serve.stack import Stack, StackSettings
-from serve.supervisor import Service, ServiceFailed, Started, Supervisor
+from serve.supervisor import FAILURES, Service, ServiceFailed, Started, Supervisor
 from tests.processes import ROOT, free_port, wait_for
 
 SLEEPER = "import signal; print('hello', flush=True); signal.pause()"
@@ -112,6 +113,21 @@ def test_the_engine_on_cpu_gives_the_base_no_name_that_traffic_could_ask_for(tmp
     assert engine.command[engine.command.index("--host") + 1] == "127.0.0.1"
 
 
+def test_the_console_is_the_first_to_stop_and_off_leaves_it_out(tmp_path: Path) -> None:
+    on, off = (
+        stack.services(Stack(settings(var=tmp_path), "cpu", 1, 2, console_port)) for console_port in (7860, None)
+    )
+
+    assert on[0].name == "console"
+    assert "console" not in {service.name for service in off}
+
+
+def test_heed_console_off_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEED_CONSOLE", "off")
+
+    assert settings().console is False
+
+
 async def test_services_start_after_those_they_need_and_stop_before_them(tmp_path: Path) -> None:
     said: list[str] = []
     order = tmp_path / "order"
@@ -163,6 +179,26 @@ async def test_a_service_that_keeps_failing_ends_the_run_with_the_end_of_its_log
         await asyncio.wait_for(supervisor.run(on_ready=lambda: None), 30)
 
 
+async def test_a_service_that_is_not_given_up_outlasts_any_number_of_failures_once_it_was_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.supervisor.BACKOFF_S", 0.01)
+    ends = "import time; print('hello', flush=True); time.sleep(0.3)"
+    supervisor: Supervisor
+    starts: list[str] = []
+
+    def say(_: str, text: str) -> None:
+        starts.append(text) if text.startswith("ready") else None
+        if len(starts) > FAILURES:
+            supervisor.stop()
+
+    supervisor = Supervisor([replace(service("ledger", ends), is_given_up=False)], tmp_path, say)
+
+    await asyncio.wait_for(supervisor.run(on_ready=lambda: None), 60)
+
+    assert len(starts) == FAILURES + 1
+
+
 async def test_a_stop_leaves_no_process_even_of_a_child_that_ignores_it(tmp_path: Path) -> None:
     sessions: list[int] = []
     supervisor: Supervisor
@@ -185,7 +221,7 @@ def test_a_supervisor_killed_with_signal_9_leaves_no_process(tmp_path: Path) -> 
         textwrap.dedent(
             f"""
             import asyncio, pathlib, sys
-            from serve.supervisor import Service, Supervisor
+            from serve.supervisor import FAILURES, Service, Supervisor
 
             async def is_ready(started):
                 return started.has_said("child")
@@ -208,3 +244,18 @@ def test_a_supervisor_killed_with_signal_9_leaves_no_process(tmp_path: Path) -> 
 
     # The children ignore SIGTERM, so this is also the keeper's patience.
     wait_for(lambda: not any(tether.members(session) for session in sessions), "both families end", 30)
+
+
+def test_the_welcome_names_commands_that_find_this_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = Stack(settings(var=tmp_path), "cpu", ledger_port=1, engine_port=2)
+    usual = Stack(settings(), "cpu", ledger_port=1, engine_port=2)
+
+    up.welcome(elsewhere, tmp_path / "logs", took_s=1)
+    up.welcome(usual, Path("var/logs"), took_s=1)
+
+    said = capsys.readouterr().out
+    first, second = said.split("Ctrl-C stops everything", 1)
+    assert f"HEED_VAR={tmp_path} " in first
+    assert str(tmp_path / "operator.key") in first
+    assert "HEED_VAR" not in second
+    assert f"curl {usual.gateway_url}/v1/chat/completions" in second

@@ -1,0 +1,95 @@
+"""When a job is due, on a real ledger and an injected clock."""
+
+import pytest
+
+from feedback import completions, jobs, votes
+from feedback.connection import Ledger
+from feedback.records import Choice, Completion, new_id, prompt_digest
+from trainer.schedule import look
+from trainer.settings import WorkshopSettings
+
+HOUR_S = 3600
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(ledger: Ledger) -> Clock:
+    clock = Clock()
+    ledger.clock = clock
+    ledger.settings = ledger.settings.model_copy(update={"min_pairs": 3})
+    return clock
+
+
+async def corrected(ledger: Ledger, prompts: int) -> None:
+    """As many new pairs as prompts."""
+    for _ in range(prompts):
+        messages = [{"role": "user", "content": new_id("question")}]
+        made = Completion(
+            id=new_id("chatcmpl"),
+            served_model="heed",
+            adapter="heed-base",
+            created=ledger.clock(),
+            messages=messages,
+            prompt_hash=prompt_digest(messages),
+            choices=[Choice(index=0, message={"role": "assistant", "content": "No."})],
+        )
+        await completions.record(ledger, made)
+        await votes.cast(ledger, completion_id=made.id, rating="down", voter="ann", correction="Yes.")
+
+
+def settings(pairs: int = 0, hours: float = 0) -> WorkshopSettings:
+    return WorkshopSettings(train_every_pairs=pairs, train_every_hours=hours)
+
+
+async def test_enough_new_pairs_start_a_job_and_only_one(ledger: Ledger, clock: Clock) -> None:
+    await corrected(ledger, 4)
+    too_few = await look(ledger, settings(pairs=5))
+    await corrected(ledger, 1)
+
+    started = await look(ledger, settings(pairs=5))
+    again = await look(ledger, settings(pairs=5))
+
+    assert too_few is None
+    assert started is not None
+    assert again == started
+    assert (await jobs.get(ledger, started)).trigger == "pairs"
+
+
+async def test_no_pair_waits_longer_than_the_schedule_says(ledger: Ledger, clock: Clock) -> None:
+    await corrected(ledger, 3)
+    clock.now += 23 * HOUR_S
+    early = await look(ledger, settings(hours=24))
+    clock.now += HOUR_S
+
+    due = await look(ledger, settings(hours=24))
+
+    assert early is None
+    assert due is not None
+    assert (await jobs.get(ledger, due)).trigger == "schedule"
+
+
+async def test_the_schedule_waits_for_as_many_pairs_as_training_needs(ledger: Ledger, clock: Clock) -> None:
+    await corrected(ledger, 2)
+    clock.now += 48 * HOUR_S
+
+    assert await look(ledger, settings(hours=24)) is None
+
+
+async def test_a_job_that_failed_is_not_repeated_before_there_is_something_new(ledger: Ledger, clock: Clock) -> None:
+    await corrected(ledger, 5)
+    first = await look(ledger, settings(pairs=5, hours=24))
+    assert first is not None
+    job, token = await jobs.claim(ledger, first)
+    clock.now += 1
+    await jobs.fail(ledger, job, token, "training_failed", "it was not to be")
+    clock.now += 100 * HOUR_S
+
+    assert await look(ledger, settings(pairs=5, hours=24)) is None
+    await corrected(ledger, 5)
+    assert await look(ledger, settings(pairs=5, hours=24)) not in (None, first)
