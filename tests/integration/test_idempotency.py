@@ -11,6 +11,7 @@ import pytest
 from feedback import idempotency, votes
 from feedback.connection import Ledger
 from feedback.errors import IdempotencyInProgress
+from feedback.records import Vote
 from tests.gateways import RunningGateway, running_gateway
 from tests.integration.test_ledger import recorded
 from tests.scripted_engine import scripted_engine
@@ -56,7 +57,7 @@ async def test_the_same_key_and_body_get_the_same_answer_without_acting_again(
     assert again.headers["idempotent-replayed"] == "true"
     assert again.headers["x-request-id"] != first.headers["x-request-id"]
     ((standing,), _) = await votes.page(ledger)
-    assert isinstance(standing, votes.Vote)
+    assert isinstance(standing, Vote)
     assert standing.rating == "down"
     assert await gateway.count('heed_votes_total{kind="up"}') == 1
 
@@ -81,7 +82,7 @@ async def test_the_same_key_with_another_body_is_a_conflict(gateway: RunningGate
     error = other.json()["error"]
     assert (other.status_code, error["code"], error["param"]) == (409, "idempotency_conflict", "Idempotency-Key")
     ((standing,), _) = await votes.page(ledger)
-    assert isinstance(standing, votes.Vote)
+    assert isinstance(standing, Vote)
     assert standing.rating == "up"
 
 

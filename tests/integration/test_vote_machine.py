@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -15,7 +16,7 @@ from feedback import completions, pairs, votes
 from feedback.check import violations
 from feedback.connection import open_ledger
 from feedback.errors import ChoiceUnknown, CompletionUnknown, PromptsDiffer, SameAnswer, VoteEmpty, VoteUnknown
-from feedback.records import AnswerRef, Completion, Rating
+from feedback.records import AnswerRef, Completion, Rating, Vote
 from feedback.settings import LedgerSettings
 from tests.integration.test_ledger import completion
 
@@ -232,7 +233,7 @@ def key_of(opinion: votes.Opinion) -> Cast | Preferred:
 def seen(opinion: votes.Opinion) -> Opinion:
     refs = votes.refs(opinion)
     says: tuple[Any, ...] = (refs[0].completion_id, refs[0].choice)
-    if isinstance(opinion, votes.Vote):
+    if isinstance(opinion, Vote):
         says = (opinion.rating, tuple(opinion.reasons), opinion.comment, opinion.correction)
     about = frozenset(ref.completion_id for ref in refs)
     return Opinion(says, opinion.prompt_hash, about, opinion.created, opinion.updated)
@@ -240,7 +241,7 @@ def seen(opinion: votes.Opinion) -> Opinion:
 
 def test_whatever_people_do_the_ledger_agrees_with_a_model_of_it(ledger_url: str) -> None:
     run_state_machine_as_test(
-        lambda: Votes(ledger_url),
+        partial(Votes, ledger_url),  # type: ignore[arg-type]  # any function that makes one will do, says its docstring
         settings=settings(
             max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True, database=None
         ),
