@@ -32,6 +32,9 @@ types:  ## mypy --strict
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
 	--annotation-style line --override requirements/overrides.txt pyproject.toml
 
+bench:  ## measure what a vote costs (a minute; nothing else should be running)
+	@$(BIN)/python -m tests.load.bench_votes
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -48,4 +51,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types lock clean
+.PHONY: help install run test lint types bench lock clean

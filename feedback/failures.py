@@ -23,7 +23,7 @@ def refused_or_lost(error: BaseException) -> LedgerUnavailable:
         return LedgerUnavailable(f"the ledger refused the request ({_name(error)}); nothing was stored; try again")
     return LedgerUnavailable(
         f"the ledger's answer did not come ({_name(error)}), so whether the request was stored is not known; "
-        "send it again: the same vote twice counts once"
+        "try again (a vote that is sent twice counts once)"
     )
 
 

@@ -19,6 +19,7 @@ comparison:ID:votes        set     as its votes           votes                 
 comparisons                zset    trimmed on sweep       comparisons.record          comparisons.page
 unsettled                  hash    until settled          votes (count per prompt)    pairs.settle
 settled:rules              string  kept                   pairs.settle                pairs.settle
+prompt:HASH:settled        string  TTL, an hour           pairs.settle (how often)    pairs.settle
 prompt:HASH:pairs          set     as its pairs           pairs.settle                pairs.settle
 prompt:HASH:lessons        hash    as its opinions        pairs.settle (by opinion)   lineage, pairs.settle
 prompt:HASH:tally          hash    as its opinions        pairs.settle                pairs.settle
@@ -85,6 +86,9 @@ class Keys:
 
     def prompt_pairs(self, prompt_hash: str) -> str:
         return self._key(f"prompt:{prompt_hash}:pairs")
+
+    def prompt_settled(self, prompt_hash: str) -> str:
+        return self._key(f"prompt:{prompt_hash}:settled")
 
     def prompt_lessons(self, prompt_hash: str) -> str:
         return self._key(f"prompt:{prompt_hash}:lessons")

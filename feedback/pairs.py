@@ -23,47 +23,55 @@ from feedback.texts import fault_of
 RULES = "3"
 """Another number when the rules of lessons.py change: then every prompt is settled anew."""
 
-# New opinions may come in while pairs are derived from the old ones; then the count has moved and the prompt stays
-# unsettled. The prompt's old counts leave the tally and its new ones enter it in the same step, so that the tally is
-# always the sum over settled prompts. KEYS: unsettled, the prompt's pairs, lessons and tally, the tally, all pairs,
-# waiting pairs, held-out pairs, unpaired answers, then a key for each record to write, then one for each to delete.
-# ARGV: prompt hash, count seen, plan (see _plan), then the records to write.
+# New opinions may come in while pairs are derived from the old ones: then the count has moved. Or somebody else has
+# settled the prompt meanwhile and the count began again: then it was settled more often. Either way it stays unsettled.
+# The prompt's old counts leave the tally and its new ones enter it in the same step, so that the tally is always the
+# sum over settled prompts. KEYS: unsettled; the prompt's settled, pairs, lessons and tally; tally, all pairs, waiting
+# pairs, held-out pairs, unpaired answers; then a key for each record to write, then one for each to delete.
+# ARGV: prompt hash, count seen, how often it was settled then, a memory of that in s, plan (see _write), records.
 SETTLE = """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[1], ARGV[1])
-local plan = cjson.decode(ARGV[3])
+local unsettled, settled, own_pairs, lessons, own_tally, tally, all, waiting, held_out, unpaired = unpack(KEYS, 1, 10)
+if redis.call('HGET', unsettled, ARGV[1]) ~= ARGV[2] then return 0 end
+if (redis.call('GET', settled) or '0') ~= ARGV[3] then return 0 end
+redis.call('HDEL', unsettled, ARGV[1])
+redis.call('INCR', settled)
+redis.call('EXPIRE', settled, ARGV[4])
+local plan = cjson.decode(ARGV[5])
 local function count(name, by)
-  if redis.call('HINCRBY', KEYS[5], name, by) == 0 then redis.call('HDEL', KEYS[5], name) end
+  if redis.call('HINCRBY', tally, name, by) == 0 then redis.call('HDEL', tally, name) end
 end
-local old = redis.call('HGETALL', KEYS[4])
+local old = redis.call('HGETALL', own_tally)
 for i = 1, #old, 2 do count(old[i], -old[i + 1]) end
-redis.call('DEL', KEYS[3], KEYS[4])
+redis.call('DEL', lessons, own_tally)
 for name, by in pairs(plan.tally) do
-  redis.call('HSET', KEYS[4], name, by)
+  redis.call('HSET', own_tally, name, by)
   count(name, by)
 end
-for opinion, became in pairs(plan.lessons) do redis.call('HSET', KEYS[3], opinion, became) end
+for opinion, became in pairs(plan.lessons) do redis.call('HSET', lessons, opinion, became) end
 for i, one in ipairs(plan.write) do
-  redis.call('SET', KEYS[9 + i], ARGV[3 + i])
+  redis.call('SET', KEYS[10 + i], ARGV[5 + i])
   if one.kind == 'unpaired' then
-    redis.call('ZADD', KEYS[9], one.at, one.id)
+    redis.call('ZADD', unpaired, one.at, one.id)
   else
-    local is_new = redis.call('SADD', KEYS[2], one.id) == 1
-    redis.call('ZADD', KEYS[6], one.at, one.id)
-    if is_new and one.kind ~= 'unfit' then redis.call('ZADD', KEYS[7], one.at, one.id) end
-    if one.kind == 'held_out' then redis.call('SADD', KEYS[8], one.id) end
+    local is_new = redis.call('SADD', own_pairs, one.id) == 1
+    redis.call('ZADD', all, one.at, one.id)
+    if is_new and one.kind ~= 'unfit' then redis.call('ZADD', waiting, one.at, one.id) end
+    if one.kind == 'held_out' then redis.call('SADD', held_out, one.id) end
   end
 end
 for i, id in ipairs(plan.delete) do
-  redis.call('DEL', KEYS[9 + #plan.write + i])
-  redis.call('SREM', KEYS[2], id)
-  redis.call('ZREM', KEYS[6], id)
-  redis.call('ZREM', KEYS[7], id)
-  redis.call('SREM', KEYS[8], id)
-  redis.call('ZREM', KEYS[9], id)
+  redis.call('DEL', KEYS[10 + #plan.write + i])
+  redis.call('SREM', own_pairs, id)
+  redis.call('ZREM', all, id)
+  redis.call('ZREM', waiting, id)
+  redis.call('SREM', held_out, id)
+  redis.call('ZREM', unpaired, id)
 end
 return 1
 """
+
+REMEMBERED_S = 3600
+"""How long a prompt remembers how often it was settled: longer than anybody reads before they write."""
 
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
@@ -93,10 +101,10 @@ async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
     """
     end = time.monotonic() + within_s
     await _heed_changed_rules(ledger)
-    unsettled = list((await ledger.reply(ledger.redis.hgetall(ledger.keys.unsettled))).items())
+    unsettled = await ledger.reply(ledger.redis.hkeys(ledger.keys.unsettled))
     settled = 0
     for start in range(0, len(unsettled), PROMPTS):
-        settled += await _settle(ledger, dict(unsettled[start : start + PROMPTS]))
+        settled += await _settle(ledger, unsettled[start : start + PROMPTS])
         if time.monotonic() > end:
             break
     return settled
@@ -104,9 +112,7 @@ async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
 
 async def settle_prompt(ledger: Ledger, prompt_hash: str) -> None:
     """Settle this one, if it is unsettled."""
-    count = await ledger.reply(ledger.redis.hget(ledger.keys.unsettled, prompt_hash))
-    if count is not None:
-        await _settle(ledger, {prompt_hash: count})
+    await _settle(ledger, [prompt_hash])
 
 
 async def _heed_changed_rules(ledger: Ledger) -> None:
@@ -122,22 +128,41 @@ async def _heed_changed_rules(ledger: Ledger) -> None:
     await ledger.reply(ledger.redis.set(ledger.keys.settled_rules, RULES))
 
 
-async def _settle(ledger: Ledger, unsettled: Mapping[str, str]) -> int:
-    """`unsettled` has the count of each prompt as it was before its opinions were read."""
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as it stood before its opinions were read; `lessons` are ids of its pairs and unpaired answers."""
+
+    hash: str
+    count: str
+    times: str
+    opinions: set[str]
+    lessons: set[str]
+
+
+async def _settle(ledger: Ledger, prompt_hashes: Iterable[str]) -> int:
+    prompts = await _read(ledger, list(prompt_hashes))
+    derived = await _derive(ledger, {prompt.hash: prompt.opinions for prompt in prompts})
+    return sum(await asyncio.gather(*(_write(ledger, prompt, derived[prompt.hash]) for prompt in prompts)))
+
+
+async def _read(ledger: Ledger, prompt_hashes: list[str]) -> list[Prompt]:
+    """Those that are unsettled."""
     keys = ledger.keys
-    pipe = ledger.redis.pipeline(transaction=False)
-    for prompt_hash in unsettled:
+    pipe = ledger.redis.pipeline(transaction=True)
+    for prompt_hash in prompt_hashes:
+        pipe.hget(keys.unsettled, prompt_hash)
+        pipe.get(keys.prompt_settled(prompt_hash))
         pipe.smembers(keys.prompt_opinions(prompt_hash))
         pipe.smembers(keys.prompt_pairs(prompt_hash))
         pipe.hvals(keys.prompt_lessons(prompt_hash))
     found = await ledger.reply(pipe.execute())
-    members = dict(zip(unsettled, found[0::3], strict=True))
-    derived = await _derive(ledger, members)
-    writes = []
-    for prompt_hash, pairs_before, lessons_before in zip(unsettled, found[1::3], found[2::3], strict=True):
-        before = pairs_before | {i for became in lessons_before for i in became.split() if i.startswith("unpaired-")}
-        writes.append(_write(ledger, prompt_hash, unsettled[prompt_hash], derived[prompt_hash], before))
-    return sum(await asyncio.gather(*writes))
+    prompts: list[Prompt] = []
+    for nth, prompt_hash in enumerate(prompt_hashes):
+        count, times, opinions, own_pairs, became = found[5 * nth : 5 * nth + 5]
+        if count is not None:
+            single = {i for uses in became for i in uses.split() if i.startswith("unpaired-")}
+            prompts.append(Prompt(prompt_hash, count, times or "0", opinions, own_pairs | single))
+    return prompts
 
 
 async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[str, Derived]:
@@ -170,11 +195,11 @@ async def recount(ledger: Ledger) -> Counter[str]:
     return counts
 
 
-async def _write(ledger: Ledger, prompt_hash: str, count: str, derived: Derived, before: set[str]) -> int:
-    """1 if the prompt is settled now, 0 if opinions on it came in meanwhile."""
+async def _write(ledger: Ledger, prompt: Prompt, derived: Derived) -> int:
+    """1 if the prompt is settled now, 0 if opinions on it came in meanwhile, or somebody else settled it."""
     keys = ledger.keys
     written: list[Pair | Unpaired] = [*derived.pairs, *derived.unpaired]
-    gone = sorted(before - {one.id for one in written})
+    gone = sorted(prompt.lessons - {one.id for one in written})
     plan = {
         "tally": tally.tally_of(derived),
         "lessons": {**derived.left_out, **{i: " ".join(uses) for i, uses in derived.uses.items()}},
@@ -183,9 +208,10 @@ async def _write(ledger: Ledger, prompt_hash: str, count: str, derived: Derived,
     }
     touched = [
         keys.unsettled,
-        keys.prompt_pairs(prompt_hash),
-        keys.prompt_lessons(prompt_hash),
-        keys.prompt_tally(prompt_hash),
+        keys.prompt_settled(prompt.hash),
+        keys.prompt_pairs(prompt.hash),
+        keys.prompt_lessons(prompt.hash),
+        keys.prompt_tally(prompt.hash),
         keys.tally,
         keys.pairs,
         keys.pairs_waiting,
@@ -194,7 +220,8 @@ async def _write(ledger: Ledger, prompt_hash: str, count: str, derived: Derived,
         *(_key(ledger, i) for i in [*(one.id for one in written), *gone]),
     ]
     records = [one.model_dump_json(exclude_none=True) for one in written]
-    return int(await ledger.run(SETTLE, touched, [prompt_hash, count, json.dumps(plan), *records]))
+    seen: list[str | int] = [prompt.hash, prompt.count, prompt.times, REMEMBERED_S]
+    return int(await ledger.run(SETTLE, touched, [*seen, json.dumps(plan), *records]))
 
 
 def _kind(one: Pair | Unpaired) -> str:

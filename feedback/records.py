@@ -86,7 +86,7 @@ class Completion(Record):
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
 
     @model_validator(mode="after")
-    def _count(self) -> Self:
+    def _list_indexes(self) -> Self:
         self.indexes = [choice.index for choice in self.choices]
         return self
 

@@ -16,8 +16,7 @@ SHUTDOWN_S = 10
 """For answers that are being given when the gateway is told to stop; then their clients see the connection end."""
 
 GC_THRESHOLD = 10_000
-"""New objects between two searches for cycles. Requests leave next to none, and at Python's 700 the search took 12 % of a
-vote's CPU time."""
+"""New objects between two searches for cycles. Votes leave none; at Python's 700, searching took 12 % of their time."""
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """A route that gives its endpoint what it asks for by hand; for the one call that must be cheap.
 
-FastAPI's way to an endpoint (two stacks of context managers, the dependency solver, JSON to Python to model and back
-through its encoder) took more of the gateway's time than the vote itself; docs/benchmarks.md has the profile. Here
-the endpoint keeps its ordinary signature, from which FastAPI still makes the entry in /openapi.json, and is called
-with the same four things, made by the same functions.
+FastAPI's way to an endpoint (the dependency solver, JSON to Python to model, and back through its encoder) takes some
+55 of the 120 µs that an empty request costs the gateway (docs/benchmarks.md). Here the endpoint keeps its ordinary
+signature, from which FastAPI still makes the entry in /openapi.json, and is called with the same four things, made by
+the same functions.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine

@@ -4,6 +4,7 @@ import secrets
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from feedback import comparisons, completions, votes
 from feedback.connection import Ledger
@@ -13,6 +14,7 @@ from serve.auth import Client, Operator, SeesAll
 from serve.comparison import Comparing, Side, TwoAnswers, hidden
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
+from serve.idempotency import OnceOnly
 from serve.protocol import CHAT, ComparisonRequest, JudgementRequest
 from serve.recorder import Asked
 from serve.routes.chat import asked_of, documented, expect_servable, read
@@ -50,19 +52,23 @@ async def ask(request: Request, here: Here, client: Client) -> TwoAnswers:
     return TwoAnswers(here, Comparing(comparison_id, ledger, sides))
 
 
-@router.post("/{comparison_id}/vote")
-async def vote(comparison_id: str, body: JudgementRequest, here: Here, client: Client) -> Json:
+@router.post("/{comparison_id}/vote", response_model=None)
+async def vote(comparison_id: str, body: JudgementRequest, here: Here, client: Client, once: OnceOnly) -> Response:
     """On disk when it is answered, and answered with who was who. Voting again replaces."""
-    cast, changed = await here.where_known(
-        lambda ledger: votes.judge(
-            ledger, comparison_id=comparison_id, preferred=body.preferred, voter=body.voter or client
-        ),
-        ComparisonUnknown,
-    )
-    if changed:
-        here.metrics.votes.labels("comparison").inc()
-    shown = cast.model_dump(include={"id", "comparison_id", "preferred", "voter", "created", "updated"})
-    return {"object": "comparison_vote", **shown, "changed": changed, **_reveal(cast)}
+
+    async def act() -> Json:
+        cast, changed = await here.where_known(
+            lambda ledger: votes.judge(
+                ledger, comparison_id=comparison_id, preferred=body.preferred, voter=body.voter or client
+            ),
+            ComparisonUnknown,
+        )
+        if changed:
+            here.metrics.votes.labels("comparison").inc()
+        shown = cast.model_dump(include={"id", "comparison_id", "preferred", "voter", "created", "updated"})
+        return {"object": "comparison_vote", **shown, "changed": changed, **_reveal(cast)}
+
+    return await once(act)
 
 
 @router.get("")

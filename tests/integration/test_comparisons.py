@@ -216,6 +216,19 @@ async def test_a_vote_reveals_who_was_who_and_the_latest_counts(gateway: Running
     assert await broken(ledger) == []
 
 
+async def test_a_vote_sent_again_with_its_key_is_answered_again(gateway: RunningGateway) -> None:
+    where = f"/v1/comparisons/{(await compare(gateway, 'good', 'bad'))['id']}/vote"
+    key = {"idempotency-key": "once"}
+
+    first = await gateway.http.post(where, json={"preferred": "a"}, headers=key)
+    again = await gateway.http.post(where, json={"preferred": "a"}, headers=key)
+    other = await gateway.http.post(where, json={"preferred": "b"}, headers=key)
+
+    assert again.json() == first.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+
+
 async def test_sides_stay_hidden_from_who_has_not_voted(gateway: RunningGateway) -> None:
     shown = await compare(gateway, "good", "bad")
     where = f"/v1/comparisons/{shown['id']}"

@@ -86,6 +86,25 @@ async def test_bad_bodies_unknown_routes_and_wrong_methods_are_told_apart(gatewa
     expect_envelope(await http.get("/v1/votes", params={"limit": "x"}), 400, "invalid_type", "limit")
 
 
+@pytest.mark.parametrize("path", ["/v1/votes", "/v1/preferences"])
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "missing_required_parameter"),
+        (b"{my secret", "invalid_json"),
+        (b'["my secret"]', "invalid_type"),
+        (b"{}", "missing_required_parameter"),
+    ],
+)
+async def test_a_vote_without_fastapis_reading_is_refused_as_one_with_it(
+    gateway: RunningGateway, path: str, body: bytes, code: str
+) -> None:
+    reply = await gateway.http.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert reply.json()["error"]["param"] in (None, "completion_id", "chosen")
+    expect_envelope(reply, 400, code, reply.json()["error"]["param"])
+
+
 async def test_a_body_over_the_limit_is_refused_however_it_comes(ledger: Ledger, tmp_path: Path) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(4):

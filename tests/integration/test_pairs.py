@@ -3,7 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -125,8 +125,33 @@ async def test_the_tally_is_what_a_recount_finds_whatever_people_do(ledger: Ledg
     await pairs.settle(ledger)
 
     assert await left(ledger, "tally") == []
-    assert await left(ledger, "prompt:*") == []
+    assert {key.rsplit(":", 1)[1] for key in await left(ledger, "prompt:*")} == {"settled"}  # for an hour
     assert await left(ledger, "unpaired*") == await left(ledger, "pair*") == []
+
+
+async def test_who_settles_late_does_not_overwrite_who_settled_meanwhile(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = await answered(ledger, "q", "good"), await answered(ledger, "q", "bad")
+    await pairs.settle(ledger)
+    await prefer(ledger, good, bad)
+    derive = pairs._derive
+
+    async def derive_late(*about: Any) -> Any:
+        """Between reading and writing another settles, and one more vote makes the prompt as unsettled as it was."""
+        monkeypatch.setattr(pairs, "_derive", derive)
+        read = await derive(*about)
+        await pairs.settle(ledger)
+        await prefer(ledger, good, bad, "bob")
+        return read
+
+    monkeypatch.setattr(pairs, "_derive", derive_late)
+
+    assert await pairs.settle(ledger) == 0
+
+    await pairs.settle(ledger)
+    (pair,) = await pairs.get_many(ledger, await pairs.ids(ledger))
+    assert len(pair.opinions) == 2
 
 
 async def test_check_sees_a_tally_that_is_off(ledger: Ledger) -> None:
