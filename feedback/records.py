@@ -187,6 +187,7 @@ class Pair(Record):
     id: str
     prompt_hash: str
     prompt: list[Message]
+    tools: list[Any] | None = None
     chosen: Message
     rejected: Message
     source: Source
@@ -261,6 +262,19 @@ class JobEvent(Record):
     type: Literal["message", "metrics", "checkpoint"] = "message"
     message: str
     data: dict[str, Any] | None = None
+
+
+class TrainingFile(Record):
+    """An uploaded file of preference rows; its bytes are beside the ledger (feedback/files.py)."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    train: int = Field(description="Rows on the training side, as split when it was uploaded.")
+    held_out: int
+    created: float
 
 
 class StateChange(Record):

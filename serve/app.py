@@ -17,7 +17,20 @@ from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
-from serve.routes import adapters, chat, comparisons, completions, health, jobs, loop, models, votes
+from serve.routes import (
+    adapters,
+    chat,
+    comparisons,
+    completions,
+    erasure,
+    exchange,
+    files,
+    health,
+    jobs,
+    loop,
+    models,
+    votes,
+)
 from serve.routing import Replica, Routing
 from serve.settings import GatewaySettings
 
@@ -58,8 +71,10 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    for room in (chat, votes, completions, models, comparisons, jobs, adapters, loop, health):  # matched in this order
+    rooms = (chat, votes, completions, models, comparisons, jobs, adapters, files, exchange, erasure, loop, health)
+    for room in rooms:  # matched in this order
         app.include_router(room.router)
     errors.install(app)
-    app.add_middleware(Door, keys=keys, body_limit=int(settings.body_limit_mb * 2**20), metrics=metrics)
+    limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}
+    app.add_middleware(Door, keys=keys, metrics=metrics, **limits)
     return app
