@@ -3,14 +3,15 @@
 Whoever brings most of the votes would otherwise decide what the model becomes, and a few rigged answers to one
 question would be learnt by heart. A pair weighs one, shared equally among those without whom it would not stand, or
 among all its voters where no single one is needed. Over a cap, the pairs go first that fewest others stand behind. A
-share is one of the pairs that stay, so that it cannot be stretched by bringing more.
+share is one of the pairs that stay, so that it cannot be stretched by bringing more. What an operator imported rests on
+nobody here.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from feedback.records import Pair, conversation_digest, digest
+from feedback.records import IMPORTED, Pair, conversation_digest, digest
 from feedback.settings import LedgerSettings
 
 Borne = tuple[list[str], list[str]]
@@ -89,7 +90,7 @@ def _take(pairs: Iterable[Pair], bearers: Bearers, limit: float) -> list[Pair]:
 
 
 def _voters(pair: Pair) -> Borne:
-    return pair.needed, pair.voters
+    return _people(pair.needed), _people(pair.voters)
 
 
 def _keys(pair: Pair) -> Borne:
@@ -98,4 +99,9 @@ def _keys(pair: Pair) -> Borne:
 
 def _conversations(pair: Pair) -> Borne:
     conversation = conversation_digest(pair.prompt)
-    return [f"{conversation} {name}" for name in pair.needed], [f"{conversation} {name}" for name in pair.voters]
+    needed, others = _voters(pair)
+    return [f"{conversation} {name}" for name in needed], [f"{conversation} {name}" for name in others]
+
+
+def _people(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(IMPORTED)]

@@ -29,6 +29,8 @@ async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
         if opinion is None:
             yield f"opinion {opinion_id} is listed but does not exist"
             continue
+        if not await ledger.reply(ledger.redis.sismember(ledger.keys.voter_opinions(opinion.voter), opinion_id)):
+            yield f"opinion {opinion_id} is not among its voter's, so an erasure would miss it"
         if isinstance(opinion, ComparisonVote) and not await comparisons.get_many(ledger, [opinion.comparison_id]):
             yield f"opinion {opinion_id} is about comparison {opinion.comparison_id}, which does not exist"
         for ref in votes.refs(opinion):

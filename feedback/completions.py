@@ -4,7 +4,7 @@ A completion nobody voted on expires; one with a vote stays. Recording happens b
 its answer, so a vote that follows always finds it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
@@ -31,12 +31,50 @@ local function head_of(key, given)
 end
 """
 
+# An import may record the same completion again just now. KEYS: the index, completions:users, then for each id its
+# record and its user's completions (again the index where there is no user, as for comparisons). ARGV: ids.
+SWEEP = """
+local swept = 0
+for i, id in ipairs(ARGV) do
+  if redis.call('EXISTS', KEYS[2 * i + 1]) == 0 then
+    swept = swept + redis.call('ZREM', KEYS[1], id)
+    if redis.call('HDEL', KEYS[2], id) == 1 then redis.call('SREM', KEYS[2 * i + 2], id) end
+  end
+end
+return swept
+"""
+
+# The last member of a batch may be gone, or have moved, when the next is asked for; put back for a moment it shows
+# where it stood. KEYS: a zset. ARGV: the last member ('' at the start), the score it had, how many.
+NEXT = """
+local from = 0
+if ARGV[1] ~= '' then
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+  if score ~= ARGV[2] then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+  from = redis.call('ZRANK', KEYS[1], ARGV[1]) + 1
+  if not score then
+    redis.call('ZREM', KEYS[1], ARGV[1])
+    from = from - 1
+  elseif score ~= ARGV[2] then
+    redis.call('ZADD', KEYS[1], score, ARGV[1])
+    if tonumber(score) > tonumber(ARGV[2]) then from = from - 1 end
+  end
+end
+return redis.call('ZRANGE', KEYS[1], from, from + ARGV[3] - 1, 'WITHSCORES')
+"""
+
 
 async def record(ledger: Ledger, completion: Completion) -> None:
+    """Recording what is there changes nothing: an import derives its ids from content."""
     ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
+    text = completion.model_dump_json(exclude_none=True)
     pipe = ledger.redis.pipeline(transaction=True)
-    pipe.set(ledger.keys.completion(completion.id), completion.model_dump_json(exclude_none=True), ex=ttl_s)
-    pipe.zadd(ledger.keys.completions, {completion.id: completion.created})
+    pipe.set(ledger.keys.completion(completion.id), text, ex=ttl_s, nx=True)
+    pipe.zadd(ledger.keys.completions, {completion.id: completion.created}, nx=True)
+    if completion.user is not None:
+        users_completions = ledger.keys.user_completions(completion.user)
+        pipe.hset(ledger.keys.completion_users, completion.id, users_completions)
+        pipe.sadd(users_completions, completion.id)
     await ledger.reply(pipe.execute())
 
 
@@ -91,6 +129,14 @@ async def page_of(
     return list(ids[:limit]), len(ids) > limit
 
 
+async def walk(ledger: Ledger, index: str, batch: int) -> AsyncIterator[list[str]]:
+    """All members of a zset in order, a batch at a time, whatever leaves meanwhile; one that moves may come twice."""
+    last, at = "", "0"
+    while found := await ledger.run(NEXT, [index], [last, at, batch]):
+        last, at = found[-2:]
+        yield found[::2]
+
+
 async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str, str]) -> Completion:
     """Raises CompletionUnknown."""
     completion = await get(ledger, completion_id)
@@ -121,6 +167,10 @@ async def _sweep(ledger: Ledger, index: str, key_of: Callable[[str], str], limit
         texts = await ledger.reply(ledger.redis.mget([key_of(i) for i in old]))
         expired = [i for i, text in zip(old, texts, strict=True) if text is None]
         if expired:
-            await ledger.reply(ledger.redis.zrem(index, *expired))
+            owners = await ledger.reply(ledger.redis.hmget(ledger.keys.completion_users, expired))
+            keys = [index, ledger.keys.completion_users]
+            for member, owner in zip(expired, owners, strict=True):
+                keys += [key_of(member), owner or index]
+            await ledger.run(SWEEP, keys, expired)
         swept += len(expired)
         passed += len(old) - len(expired)

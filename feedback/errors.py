@@ -8,6 +8,7 @@ FeedbackError
 ├── ComparisonUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
+├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
 └── RecordConflict
 """
@@ -104,6 +105,14 @@ class AdapterNotServable(FeedbackError):
 
 class NothingToRollBackTo(FeedbackError):
     """Nothing was live before what is live now."""
+
+
+class FileUnknown(FeedbackError):
+    """No such file, or its bytes are not what was uploaded."""
+
+
+class UploadInvalid(FeedbackError):
+    """An uploaded file is not what it should be; the message names the line."""
 
 
 class IdempotencyConflict(FeedbackError):

@@ -6,10 +6,13 @@ key                        type    lifetime               written by            
 completion:ID              string  TTL until voted on     completions.record          votes, pairs
 completion:ID:votes        set     as its votes           votes                       votes
 completions                zset    trimmed on record      completions.record          completions.page
+completions:users          hash    as its completions     completions, votes          completions.sweep
+user:HASH:completions      set     as its completions     completions, votes          erasure
 prompt:HASH:opinions       set     as its votes           votes                       pairs.settle
 vote:ID                    string  until withdrawn        votes                       votes, pairs
 votes                      zset    until withdrawn        votes                       votes.page, stats
 preference:ID              string  until withdrawn        votes                       votes, pairs
+voter:HASH:opinions        set     until withdrawn        votes                       erasure
 comparison_vote:ID         string  until withdrawn        votes                       votes, pairs
 comparison:ID              string  TTL until voted on     comparisons.record          comparisons, votes, pairs
 comparison:ID:votes        set     as its votes           votes                       votes
@@ -32,7 +35,7 @@ job:ID                     hash    kept                   jobs                  
 job:ID:lease               string  TTL, by heartbeat      jobs                        jobs, check
 job:ID:events              list    kept, capped           jobs                        jobs.events
 job:ID:pairs               list    kept                   jobs.freeze                 lineage, check
-job:ID:opinions            zset    kept until erasure     jobs.note_opinions          lineage
+job:ID:opinions            zset    kept until erasure     jobs.note_opinions          lineage, erasure
 jobs, jobs:open            zset    kept; while open       jobs                        jobs
 adapter:ID                 hash    kept                   adapters                    adapters
 adapter:ID:history         list    kept                   adapters                    adapters
@@ -43,13 +46,19 @@ prompt:HASH:report         string  as its opinions        pairs.settle          
 report                     hash    kept (sums)            pairs.settle                stats, scores
 voters:scores              hash    kept (sums)            pairs.settle                voters
 voters:states              hash    kept                   voters                      votes, pairs.settle
-voter:NAME:prompts         set     kept                   votes                       voters
-voter:NAME:history         list    kept                   voters                      voters
-voter:NAME:pace            string  TTL, a minute at most  votes                       votes
-key:NAME:pace              string  TTL, a minute at most  votes                       votes
+voter:HASH:prompts         set     kept                   votes                       voters
+voter:HASH:history         list    kept                   voters                      voters
+voter:HASH:pace            string  TTL, a minute at most  votes                       votes
+key:HASH:pace              string  TTL, a minute at most  votes                       votes
 idempotency:DIGEST         string  TTL, a day             idempotency                 idempotency
+
+Uploaded files belong to no served model; their hash tag is `files`.
+
+file:ID                    string  until deleted          files                       files, jobs, trainer
+files                      zset    until deleted          files                       files.page
 """
 
+import hashlib
 from dataclasses import dataclass
 
 
@@ -69,6 +78,16 @@ class Keys:
     @property
     def completions(self) -> str:
         return self._key("completions")
+
+    @property
+    def completion_users(self) -> str:
+        return self._key("completions:users")
+
+    def user_completions(self, user: str) -> str:
+        return self._key(f"user:{_name(user)}:completions")
+
+    def voter_opinions(self, voter: str) -> str:
+        return self._key(f"voter:{_name(voter)}:opinions")
 
     def prompt_opinions(self, prompt_hash: str) -> str:
         return self._key(f"prompt:{prompt_hash}:opinions")
@@ -210,13 +229,25 @@ class Keys:
         return self._key("voters:states")
 
     def voter_prompts(self, voter: str) -> str:
-        return self._key(f"voter:{voter}:prompts")
+        return self._key(f"voter:{_name(voter)}:prompts")
 
     def voter_history(self, voter: str) -> str:
-        return self._key(f"voter:{voter}:history")
+        return self._key(f"voter:{_name(voter)}:history")
 
     def voter_pace(self, voter: str) -> str:
-        return self._key(f"voter:{voter}:pace")
+        return self._key(f"voter:{_name(voter)}:pace")
 
     def key_pace(self, key: str) -> str:
-        return self._key(f"key:{key}:pace")
+        return self._key(f"key:{_name(key)}:pace")
+
+    def file(self, file_id: str) -> str:
+        return f"heed:{{files}}:file:{file_id}"
+
+    @property
+    def files(self) -> str:
+        return "heed:{files}:files"
+
+
+def _name(given: str) -> str:
+    """People's names as parts of keys: of one length, and of no meaning once they are erased."""
+    return hashlib.sha256(given.encode()).hexdigest()[:32]

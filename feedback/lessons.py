@@ -246,6 +246,7 @@ class _Reading:
             id=Pair.id_of(first.prompt_hash, sameness(chosen), sameness(rejected)),
             prompt_hash=first.prompt_hash,
             prompt=first.messages,
+            tools=first.tools,
             chosen=trainable(chosen),
             rejected=trainable(rejected),
             source=source,

@@ -6,6 +6,7 @@ only erasure takes it away. A vote cast after the freezing was not trained on, e
 """
 
 from collections.abc import Iterable
+from typing import get_args
 
 from pydantic import BaseModel, Field
 
@@ -13,6 +14,8 @@ from feedback import adapters, jobs, pairs, votes
 from feedback.connection import Ledger
 from feedback.errors import VoteUnknown
 from feedback.records import AdapterState, Job, JobStatus, Source, Split
+
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class TaughtPair(BaseModel):
@@ -99,14 +102,15 @@ async def votes_of(
     return list(found.values())[:limit], len(found) > limit
 
 
-async def forget(ledger: Ledger, opinion_ids: Iterable[str]) -> None:
-    """For an erasure: no job remembers these opinions any more."""
+async def forget(ledger: Ledger, opinion_ids: Iterable[str]) -> set[str]:
+    """For an erasure: no job remembers these opinions any more. Returns the jobs that trained on one of them."""
     pipe = ledger.redis.pipeline(transaction=False)
     job_ids = await ledger.reply(ledger.redis.zrange(ledger.keys.jobs, 0, -1))
-    for opinion_id in opinion_ids:
-        for job_id in job_ids:
-            pipe.zremrangebylex(ledger.keys.job_opinions(job_id), f"[{opinion_id} ", f"({_beyond(opinion_id)}")
-    await ledger.reply(pipe.execute())
+    asked = [(job_id, f"{opinion_id} {split}") for opinion_id in opinion_ids for job_id in job_ids for split in SPLITS]
+    for job_id, link in asked:
+        pipe.zremrangebylex(ledger.keys.job_opinions(job_id), f"[{link} ", f"({_beyond(link)}")
+    removed = await ledger.reply(pipe.execute())
+    return {job_id for (job_id, link), gone in zip(asked, removed, strict=True) if gone and link.endswith(" train")}
 
 
 async def _became(ledger: Ledger, opinion: votes.Opinion) -> list[str]:
@@ -159,9 +163,9 @@ async def _adapters_of(ledger: Ledger, trained: list[TaughtJob]) -> list[TaughtA
     return made
 
 
-def _beyond(opinion_id: str) -> str:
-    """The end of the opinion's links in a range by name: `!` is what follows a space."""
-    return f"{opinion_id}!"
+def _beyond(begun: str) -> str:
+    """The end, in a range by name, of the links that begin with these words: `!` is what follows a space."""
+    return f"{begun}!"
 
 
 def _split(word: str) -> Split:

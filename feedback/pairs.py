@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
@@ -20,7 +21,7 @@ from feedback.records import Comparison, ComparisonVote, Completion, Message, Pa
 from feedback.report import Part
 from feedback.texts import fault_of
 
-RULES = "3"
+RULES = "4"
 """Another number when the rules of lessons.py change: then every prompt is settled anew."""
 
 # New opinions may come in while pairs are derived from the old ones: then the count has moved. Or somebody else has
@@ -93,6 +94,7 @@ class UnpairedPreference:
     record: Unpaired
     prompt: list[Message]
     completion: Message
+    tools: list[Any] | None
 
     @property
     def label(self) -> bool:
@@ -139,7 +141,7 @@ async def _heed_changed_rules(ledger: Ledger) -> None:
         pipe = ledger.redis.pipeline(transaction=False)
         for opinion in await votes.get_many(ledger, standing[start : start + BATCH]):
             pipe.hincrby(ledger.keys.unsettled, opinion.prompt_hash, 1)
-            pipe.sadd(ledger.keys.voter_prompts(opinion.voter), opinion.prompt_hash)  # not noted before "3"
+            pipe.sadd(ledger.keys.voter_prompts(opinion.voter), opinion.prompt_hash)  # not noted before "4"
         await ledger.reply(pipe.execute())
     await ledger.reply(ledger.redis.set(ledger.keys.settled_rules, RULES))
 
@@ -324,6 +326,16 @@ async def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Pair]:
     return found
 
 
+async def pages(ledger: Ledger) -> AsyncIterator[list[Pair]]:
+    """Every pair, oldest first, a batch at a time; one that changes meanwhile may come twice, old and new."""
+    async for some in completions.walk(ledger, ledger.keys.pairs, BATCH):
+        yield await get_many(ledger, some)
+
+
+async def count(ledger: Ledger) -> int:
+    return int(await ledger.reply(ledger.redis.zcard(ledger.keys.pairs)))
+
+
 async def ids(ledger: Ledger) -> list[str]:
     """Every pair, oldest first."""
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.pairs, 0, -1)))
@@ -335,18 +347,16 @@ async def waiting(ledger: Ledger) -> list[str]:
 
 
 async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
-    """Every rated answer that is in no pair, oldest first."""
-    listed = await ledger.reply(ledger.redis.zrange(ledger.keys.unpaired, 0, -1))
-    for start in range(0, len(listed), BATCH):
-        keys = [ledger.keys.unpaired_answer(i) for i in listed[start : start + BATCH]]
-        texts = await ledger.reply(ledger.redis.mget(keys))
+    """Every rated answer that is in no pair, oldest first; one that changes meanwhile may come twice, old and new."""
+    async for some in completions.walk(ledger, ledger.keys.unpaired, BATCH):
+        texts = await ledger.reply(ledger.redis.mget([ledger.keys.unpaired_answer(i) for i in some]))
         rated = [Unpaired.model_validate_json(text) for text in texts if text is not None]
         asked = await completions.get_many(ledger, sorted({one.answer.completion_id for one in rated}))
         for one in rated:
             completion = asked.get(one.answer.completion_id)
             answer = completion.answer(one.answer.choice) if completion else None
             if completion and answer:
-                yield UnpairedPreference(one, completion.messages, trainable(answer))
+                yield UnpairedPreference(one, completion.messages, trainable(answer), completion.tools)
 
 
 async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:

@@ -21,6 +21,11 @@ AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
 VoterState = Literal["active", "quarantined", "released", "banned"]
 
 
+IMPORTED = "import:"
+"""Names of voters of imported opinions begin so, and no client may vote by such a name (serve/protocol.py): one may
+stand for a whole platform's people, so scores and caps do not hold it to one person's measure."""
+
+
 def new_id(kind: str) -> str:
     return f"{kind}-{secrets.token_hex(12)}"
 
@@ -191,6 +196,7 @@ class Pair(Record):
     id: str
     prompt_hash: str
     prompt: list[Message]
+    tools: list[Any] | None = None
     chosen: Message
     rejected: Message
     source: Source
@@ -268,6 +274,19 @@ class JobEvent(Record):
     type: Literal["message", "metrics", "checkpoint"] = "message"
     message: str
     data: dict[str, Any] | None = None
+
+
+class TrainingFile(Record):
+    """An uploaded file of preference rows; its bytes are beside the ledger (feedback/files.py)."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    train: int = Field(description="Rows on the training side, as split when it was uploaded.")
+    held_out: int
+    created: float
 
 
 class StateChange(Record):

@@ -26,7 +26,17 @@ from math import comb
 from feedback import ballots, scores, votes
 from feedback.ballots import DECISIVE, Ballot, Opinion
 from feedback.connection import Ledger
-from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Preference, Vote, canonical
+from feedback.records import (
+    IMPORTED,
+    Comparison,
+    ComparisonVote,
+    Completion,
+    Message,
+    Pair,
+    Preference,
+    Vote,
+    canonical,
+)
 from feedback.scores import Score
 
 DAY_S = 86_400
@@ -96,8 +106,8 @@ def part(
         for i in {ref.completion_id for opinion in heard for ref in votes.refs(opinion)}
         if i in asked
     )
-    given = Counter(opinion.voter for opinion in opinions)
-    measured = scores.of(ballots.trials(sides, unheard), given)
+    given = Counter(opinion.voter for opinion in opinions if not opinion.voter.startswith(IMPORTED))
+    measured = scores.of((t for t in ballots.trials(sides, unheard) if t.ballot.voter in given), given)
     return Part(
         {name: n for name, n in counts.items() if n}, {voter: score.counts for voter, score in measured.items()}
     )

@@ -61,6 +61,16 @@ return 1
 """
 
 
+# What is known of a voter who is erased, unless a vote came in meanwhile. A ban stays: being erased is no way out of
+# it. The score went with the votes. KEYS: the voter's opinions, prompts, history, pace; states. ARGV: voter.
+FORGET = """
+if redis.call('SCARD', KEYS[1]) > 0 then return 0 end
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+if redis.call('HGET', KEYS[5], ARGV[1]) ~= 'banned' then redis.call('HDEL', KEYS[5], ARGV[1]) end
+return 1
+"""
+
+
 @dataclass(frozen=True)
 class Voter:
     name: str
@@ -156,6 +166,13 @@ async def count(ledger: Ledger) -> dict[VoterState, int]:
     for name in {*names, *states}:
         found[states.get(name, "active")] += 1
     return found
+
+
+async def forget(ledger: Ledger, voter: str) -> None:
+    """For erasure, after the voter's opinions were withdrawn and their prompts settled."""
+    keys = ledger.keys
+    own = [keys.voter_opinions(voter), keys.voter_prompts(voter), keys.voter_history(voter), keys.voter_pace(voter)]
+    await ledger.run(FORGET, [*own, keys.voter_states], [voter])
 
 
 async def _everybody(ledger: Ledger) -> dict[str, Voter]:

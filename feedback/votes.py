@@ -33,8 +33,8 @@ from feedback.records import (
 )
 
 # One call does it all, for what it looks at may change at any moment and each call costs a trip.
-# KEYS: opinion, unsettled, all votes, the voter's prompts, those of `admit` (feedback/voters.py), then for each answer
-# its completion's record and its completion's votes, and for the comparison if it is about one likewise.
+# KEYS: opinion, unsettled, all votes, the voter's opinions and prompts, those of `admit` (feedback/voters.py), then for
+# each answer its completion's record and its completion's votes, and for the comparison if it is about one likewise.
 # ARGV: id, opinion as JSON, time, what stands before and behind the prompt's hash in the name of its opinions (only the
 # record tells the hash; the tag puts that key on the same node), the arguments of `admit`, then for each answer its
 # index and '' or its completion's head. Returns what became of it, a space, and the record as it stands or the place of
@@ -55,7 +55,7 @@ local objects, indexes, adapter, prompt = {}, {}, nil, nil
 local differ = false
 for i = 1, answers do
   local missing, hash
-  missing, objects[i], adapter, hash, indexes[i] = head_of(KEYS[6 + 2 * i], ARGV[9 + 2 * i])
+  missing, objects[i], adapter, hash, indexes[i] = head_of(KEYS[7 + 2 * i], ARGV[9 + 2 * i])
   if missing then return missing .. ' ' .. i end
   differ = differ or (prompt and hash ~= prompt)
   prompt = hash
@@ -65,11 +65,11 @@ for i = 1, answers do
   if not string.find(indexes[i], ',' .. ARGV[8 + 2 * i] .. ',', 1, true) then return 'no_choice ' .. i end
 end
 if differ then return 'differ ' end
-for i = 8 + 2 * answers, #KEYS, 2 do
+for i = 9 + 2 * answers, #KEYS, 2 do
   if redis.call('EXISTS', KEYS[i]) == 0 then return 'gone ' end
 end
 
-local refused, fill = admit(KEYS[5], ARGV[6], ARGV[7], KEYS[6], ARGV[8], KEYS[7], ARGV[9])
+local refused, fill = admit(KEYS[6], ARGV[6], ARGV[7], KEYS[7], ARGV[8], KEYS[8], ARGV[9])
 if refused == 'banned' then return refused end
 local created = ARGV[3]
 local before = redis.call('GET', KEYS[1])
@@ -87,38 +87,43 @@ if answers == 1 then record = record .. ',"model":' .. adapter end
 record = record .. ',"created":' .. created .. ',"updated":' .. ARGV[3] .. '}'
 redis.call('SET', KEYS[1], record) -- first: Redis asks for free memory before a script's first write only
 fill()
-for i = 8, #KEYS, 2 do
+for i = 9, #KEYS, 2 do
   redis.call('PERSIST', KEYS[i])
   redis.call('SADD', KEYS[i + 1], ARGV[1])
 end
 redis.call('SADD', ARGV[4] .. prompt .. ARGV[5], ARGV[1])
 redis.call('HINCRBY', KEYS[2], prompt, 1)
 redis.call('ZADD', KEYS[3], created, ARGV[1])
-redis.call('SADD', KEYS[4], prompt)
+redis.call('SADD', KEYS[4], ARGV[1])
+redis.call('SADD', KEYS[5], prompt)
 return 'changed ' .. record
 """
 )
 
 # Withdrawing undoes CAST; a completion left without votes gets its lifetime back. KEYS: opinion,
-# the prompt's opinions, unsettled, all votes, then for each completion its record and its votes.
-# ARGV: id, prompt hash, lifetime in seconds.
+# the prompt's opinions, unsettled, all votes, the voter's opinions, then for each completion its record and its votes,
+# and for the comparison if it is about one likewise. ARGV: id, prompt hash, lifetime in seconds.
 WITHDRAW = """
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
 redis.call('ZREM', KEYS[4], ARGV[1])
-for i = 5, #KEYS, 2 do
+redis.call('SREM', KEYS[5], ARGV[1])
+for i = 6, #KEYS, 2 do
   redis.call('SREM', KEYS[i + 1], ARGV[1])
   if redis.call('SCARD', KEYS[i + 1]) == 0 then redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
 return 1
 """
 
-# KEYS: completion, its votes, all completions. ARGV: id. A vote may come in while the others are withdrawn.
+# KEYS: completion, its votes, all completions, completions:users, its user's completions. ARGV: id.
+# A vote may come in while the others are withdrawn.
 FORGET = """
 if redis.call('SCARD', KEYS[2]) > 0 then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[4], ARGV[1])
+redis.call('SREM', KEYS[5], ARGV[1])
 return 1
 """
 
@@ -273,7 +278,13 @@ async def withdraw(ledger: Ledger, opinion_id: str) -> None:
 async def forget_completion(ledger: Ledger, completion_id: str) -> None:
     """Delete a completion together with every opinion of it. Raises CompletionUnknown."""
     completion = await completions.get(ledger, completion_id)
-    keys = [ledger.keys.completion(completion_id), ledger.keys.completion_votes(completion_id), ledger.keys.completions]
+    keys = [
+        ledger.keys.completion(completion_id),
+        ledger.keys.completion_votes(completion_id),
+        ledger.keys.completions,
+        ledger.keys.completion_users,
+        ledger.keys.user_completions(completion.user or ""),
+    ]
     for _ in range(RETRIES):
         for opinion in await get_many(ledger, await ledger.reply(ledger.redis.smembers(keys[1]))):
             await _remove(ledger, opinion)
@@ -323,8 +334,14 @@ def _key(ledger: Ledger, opinion_id: str) -> str:
     return ledger.keys.comparison_vote(opinion_id) if shape is ComparisonVote else ledger.keys.preference(opinion_id)
 
 
-def _keys(ledger: Ledger, opinion_key: str, prompt_hash: str, touched: Iterable[str]) -> list[str]:
-    keys = [opinion_key, ledger.keys.prompt_opinions(prompt_hash), ledger.keys.unsettled, ledger.keys.votes]
+def _keys(ledger: Ledger, opinion_key: str, opinion: Opinion, touched: Iterable[str]) -> list[str]:
+    keys = [
+        opinion_key,
+        ledger.keys.prompt_opinions(opinion.prompt_hash),
+        ledger.keys.unsettled,
+        ledger.keys.votes,
+        ledger.keys.voter_opinions(opinion.voter),
+    ]
     for completion_id in touched:
         keys += [ledger.keys.completion(completion_id), ledger.keys.completion_votes(completion_id)]
     return keys
@@ -383,7 +400,7 @@ def cast_call(
     """Keys and arguments of CAST."""
     own, admitted = voters.admission(ledger, opinion["voter"], opinion.get("key"), is_paced=is_paced)
     keys = [_key(ledger, opinion["id"]), ledger.keys.unsettled, ledger.keys.votes]
-    keys += [ledger.keys.voter_prompts(opinion["voter"]), *own]
+    keys += [ledger.keys.voter_opinions(opinion["voter"]), ledger.keys.voter_prompts(opinion["voter"]), *own]
     for answer in answers:
         keys += [ledger.keys.completion(answer.completion_id), ledger.keys.completion_votes(answer.completion_id)]
     keys += kept
@@ -397,7 +414,7 @@ def cast_call(
 async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
     ttl_s = int(ledger.settings.completion_ttl_days * completions.DAY_S)
     touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
-    keys = _keys(ledger, _key(ledger, opinion.id), opinion.prompt_hash, touched)
+    keys = _keys(ledger, _key(ledger, opinion.id), opinion, touched)
     if isinstance(opinion, ComparisonVote):
         keys += _kept_with(ledger, opinion.comparison_id)
     return bool(await ledger.run(WITHDRAW, keys, [opinion.id, opinion.prompt_hash, ttl_s]))

@@ -17,7 +17,21 @@ from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
-from serve.routes import adapters, chat, comparisons, completions, health, jobs, loop, models, voters, votes
+from serve.routes import (
+    adapters,
+    chat,
+    comparisons,
+    completions,
+    erasure,
+    exchange,
+    files,
+    health,
+    jobs,
+    loop,
+    models,
+    voters,
+    votes,
+)
 from serve.routing import Replica, Routing
 from serve.settings import GatewaySettings
 
@@ -58,19 +72,10 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    for room in (
-        chat,
-        votes,
-        completions,
-        models,
-        comparisons,
-        voters,
-        jobs,
-        adapters,
-        loop,
-        health,
-    ):  # matched in this order
+    first = (chat, votes, completions, models, comparisons, voters)  # matched in this order
+    for room in (*first, jobs, adapters, files, exchange, erasure, loop, health):
         app.include_router(room.router)
     errors.install(app)
-    app.add_middleware(Door, keys=keys, body_limit=int(settings.body_limit_mb * 2**20), metrics=metrics)
+    limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}
+    app.add_middleware(Door, keys=keys, metrics=metrics, **limits)
     return app

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 from urllib.parse import quote
 
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from feedback import imports
+from serve import exchange
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
 from serve.tables import versions_table, voters_table, votes_table
@@ -61,7 +64,7 @@ def command(act: Callable[P, None]) -> Callable[P, None]:
             console.print(str(failed), style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
-    app.command()(acting)
+    app.command(act.__name__.strip("_"))(acting)
     return acting
 
 
@@ -195,6 +198,34 @@ def stats(model: Model = "heed") -> None:
     found = _client().get("/stats", model=model)
     console.print(versions_table(found))
     console.print(votes_table(found))
+
+
+def export(
+    format: Annotated[exchange.ExportFormat, typer.Option(help="Of the rows; Parquet has TRL's columns.")] = "trl",
+    out: Annotated[Path | None, typer.Option(help="The file; whole when the command ends, or not there.")] = None,
+    push_to_hub: Annotated[str, typer.Option(help="Private dataset repository of the Hugging Face Hub.")] = "",
+    model: Model = "heed",
+) -> None:
+    """Write all preference pairs to a file, or to a dataset on the Hub."""
+    if (out is None) == (not push_to_hub):
+        raise typer.BadParameter("say where to: --out FILE, or --push-to-hub NAME")
+    if out is not None:
+        exchange.export(_client(), format, out, model, console)
+    else:
+        exchange.push(_client(), push_to_hub, model, console)
+
+
+@command
+def import_(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON Lines, or one JSON array.")],
+    format: Annotated[imports.Source, typer.Option(help="Who wrote the file.")],
+    score: Annotated[str, typer.Option(help="Langfuse, LangSmith: name of the scores that are votes.")] = "",
+    model: Model = "heed",
+) -> None:
+    """Take in feedback given elsewhere. Names every line it cannot take, and then exits with 1."""
+    report = exchange.take_in(_client(), file, format, model, score, console)
+    if report.rejected:
+        raise typer.Exit(1)
 
 
 def _follow(client: Client, job_id: str) -> None:

@@ -1,7 +1,7 @@
 """The commands' way to the gateway: its address, the operator's key of this machine, and failures in its own words."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,19 @@ class Client:
                         raise CallFailed(event["error"]["message"])
                     yield event
 
+    @contextmanager
+    def lines(self, path: str, **query: Any) -> Iterator[tuple[httpx.Headers, Iterator[bytes]]]:
+        """The headers and the lines of a long answer, as they come. Raises CallFailed, also when it breaks off."""
+        with self._reached(), self._http.stream("GET", path, params=query) as reply:
+            if reply.status_code != 200:
+                reply.read()
+                raise failure_of(reply)
+            yield reply.headers, _lines(reply.iter_bytes())
+
+    def send_lines(self, path: str, content: bytes, **query: Any) -> Json:
+        headers = {"content-type": "application/jsonl"}
+        return self._call("POST", path, params=query, content=content, headers=headers)
+
     def _call(self, method: str, path: str, **sent: Any) -> Json:
         with self._reached():
             reply = self._http.request(method, path, **sent)
@@ -86,6 +99,16 @@ class Client:
             yield
         except httpx.HTTPError as error:
             raise CallFailed(f"{self.url} does not answer ({type(error).__name__}); is `make run` running?") from error
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """httpx would also split at the separators that JSON texts may hold, such as U+2028."""
+    begun = b""
+    for chunk in chunks:
+        *whole, begun = (begun + chunk).split(b"\n")
+        yield from whole
+    if begun:
+        yield begun
 
 
 def failure_of(reply: httpx.Response) -> CallFailed:

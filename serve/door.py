@@ -8,19 +8,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.auth import Keys
 from serve.errors import Refused, envelope
 from serve.metrics import Metrics
+from serve.uploads import LINES
 
 log = logging.getLogger("heed.gateway")
 
 Headers = dict[bytes, bytes]
 
+UPLOADS = {"/v1/files", "/v1/import"}
+FILES = {b"multipart/form-data", *(kind.encode() for kind in LINES)}
+"""What files come as. Only where they are taken, and there an operator's key is asked for, which no web page has."""
+
 
 class Door:
     """ASGI middleware, outermost."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, upload_limit: int, metrics: Metrics) -> None:
         self._app = app
         self._keys = keys
         self._body_limit = body_limit
+        self._upload_limit = upload_limit
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,8 +45,8 @@ class Door:
             await send(message)
 
         try:
-            self._look_at(scope)
-            await self._app(scope, self._limited(receive), send_with_id)
+            kind = self._look_at(scope)
+            await self._app(scope, self._limited(receive, kind in FILES), send_with_id)
         except Refused as refused:
             answer = envelope(refused.status_code, refused.code, refused.detail, refused.param, refused.headers)
             await answer(scope, receive, send_with_id)
@@ -52,8 +58,8 @@ class Door:
         finally:
             self._metrics.requests.labels(scope["method"], status or 499).inc()
 
-    def _look_at(self, scope: Scope) -> None:
-        """Raises Refused."""
+    def _look_at(self, scope: Scope) -> bytes:
+        """The body's content type. Raises Refused."""
         headers: Headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._keys.knows_host(host):
@@ -63,18 +69,20 @@ class Door:
                 "the Host header does not name this machine; use 127.0.0.1 or HEED_ALLOWED_HOSTS",
             )
         if scope["method"] not in ("POST", "PUT", "PATCH"):
-            return
+            return b""
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._body_limit:
-            raise self._too_large()
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if length.isdigit() and int(length) > self._limit(kind in FILES):
+            raise self._too_large(kind in FILES)
         has_body = length not in (b"", b"0") or b"transfer-encoding" in headers
-        if has_body and kind != b"application/json":
+        is_file = kind in FILES and scope["path"] in UPLOADS
+        if has_body and kind != b"application/json" and not is_file:
             # Browsers send other types across origins without asking first: a web page could post to localhost.
             shown = kind.decode("latin-1")[:40] or "none"
             raise Refused(415, "unsupported_media_type", f"the content-type is {shown}; send application/json")
+        return kind
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, is_file: bool) -> Receive:
         """Counts what comes, for a body may come in chunks and not say its length."""
         received = 0
 
@@ -82,12 +90,15 @@ class Door:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._body_limit:
-                raise self._too_large()
+            if received > self._limit(is_file):
+                raise self._too_large(is_file)
             return message
 
         return counted
 
-    def _too_large(self) -> Refused:
-        limit = self._body_limit / 2**20
-        return Refused(413, "body_too_large", f"the body is larger than {limit:g} MB (HEED_BODY_LIMIT_MB); send less")
+    def _limit(self, is_file: bool) -> int:
+        return self._upload_limit if is_file else self._body_limit
+
+    def _too_large(self, is_file: bool) -> Refused:
+        limit, setting = self._limit(is_file) / 2**20, "HEED_UPLOAD_LIMIT_MB" if is_file else "HEED_BODY_LIMIT_MB"
+        return Refused(413, "body_too_large", f"the body is larger than {limit:g} MB ({setting}); send less")

@@ -55,6 +55,8 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.AdapterUnknown: Meaning(404, "adapter_not_found"),
     ledger.AdapterNotServable: Meaning(409, "adapter_not_servable"),
     ledger.NothingToRollBackTo: Meaning(409, "nothing_to_roll_back_to"),
+    ledger.FileUnknown: Meaning(404, "file_not_found"),
+    ledger.UploadInvalid: Meaning(400, "invalid_file", "file"),
     ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
     ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),

@@ -6,9 +6,9 @@ vLLM ignores fields it does not know, and obeys some that reach behind the gatew
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from feedback.records import Preferred, Rating
+from feedback.records import IMPORTED, Preferred, Rating
 
 
 def _names(text: str) -> frozenset[str]:
@@ -106,8 +106,15 @@ class TextRequest(Sampling):
     suffix: str | None = None
 
 
+def _not_imported(voter: str) -> str:
+    """Those who were imported are not scored and not capped."""
+    if voter.startswith(IMPORTED):
+        raise ValueError(f"a name that does not begin with {IMPORTED!r}, as those of imported opinions do")
+    return voter
+
+
 Index = Annotated[int, Field(ge=0, lt=2**31)]
-Voter = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Voter = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_not_imported)]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 

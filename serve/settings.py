@@ -44,6 +44,11 @@ class GatewaySettings(BaseSettings):
         (), description="Engine parameters clients may send beyond the safe list; some reach behind the gateway."
     )
     body_limit_mb: float = Field(10, gt=0, description="Largest body; a long conversation with an image fits.")
+    upload_limit_mb: float = Field(
+        512,
+        gt=0,
+        description="Largest file of /v1/files and /v1/import, as OpenAI has it; it waits on disk.",
+    )
     engine_wait_s: float = Field(
         60, ge=0, description="Longest wait for an engine that can answer; a restarted vLLM is back in 35-60 s on CPU."
     )

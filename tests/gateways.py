@@ -49,7 +49,9 @@ class RunningGateway:
         lines = (await self.http.get("/metrics")).text.splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample + " ")), 0.0)
 
-    async def register(self, version: int, weights: bytes, state: AdapterState = "candidate", rank: int = 8) -> str:
+    async def register(
+        self, version: int, weights: bytes, state: AdapterState = "candidate", rank: int = 8, job: str = "ftjob-1"
+    ) -> str:
         """An adapter on disk and in the ledger, as the trainer publishes it."""
         made = write_adapter(self.var / f"made-{version}", weights, rank)
         digest = digest_of(made)
@@ -60,7 +62,7 @@ class RunningGateway:
             digest=digest,
             base_model="pocket",
             base_revision="r",
-            job="ftjob-1",
+            job=job,
             dataset_digest="d",
             pairs=1,
             state=state,

@@ -95,7 +95,7 @@ class Stack:
         """The stack's own child whose command line holds these words."""
         assert self.process is not None
         for child in psutil.Process(self.process.pid).children():
-            line = " ".join(child.cmdline())
+            line = " ".join([*child.cmdline(), ""])
             if all(word in line for word in words):
                 return child
         raise AssertionError(f"no process of the stack has {words} in its command line")

@@ -38,16 +38,18 @@ class Base(BaseModel):
 
 
 class Frozen(BaseModel):
-    """The dataset. `pairs` are as frozen in the ledger; `train` and `held_out` those that became rows."""
+    """The dataset. `pairs` are as frozen in the ledger or read from the file; `train` and `held_out` became rows."""
 
     digest: str
+    file: str | None = Field(None, description="The uploaded file that it was read from; none for the ledger.")
+    file_sha256: str | None = None
     pairs: list[str]
     train: list[str]
     held_out: list[str]
-    replayed: int
+    replayed: int = 0
     dropped: dict[str, int]
-    votes: int
-    voters: int
+    votes: int = 0
+    voters: int = 0
     voted: float | None = Field(None, description="When the median new pair was voted; none if all were replayed.")
 
 

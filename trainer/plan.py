@@ -4,12 +4,13 @@ import asyncio
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from feedback import adapters, caps, jobs, pairs, votes
-from feedback.errors import AdapterUnknown
+from feedback import adapters, caps, files, jobs, pairs, votes
+from feedback.errors import AdapterUnknown, FileUnknown
 from trainer import dataset, hyperparameters, manifest
 from trainer.dataset import Dataset, Least
-from trainer.manifest import Base, Manifest
+from trainer.manifest import Base, Frozen, Manifest
 from trainer.work import Work
 
 
@@ -27,33 +28,78 @@ async def freeze(work: Work) -> Manifest:
     known = manifest.read(work.folder)
     if known and _is_whole(known, train_file, held_out_file):
         return known
-    if work.job.training_file != "ledger":
-        raise TrainingFileUnknown(
-            f"training_file is {work.job.training_file!r}, which this version cannot read; send 'ledger' instead"
-        )
-    least = Least(work.ledger.settings.min_pairs, work.ledger.settings.min_held_out_pairs)
-    ids, replayed, capped = await _select(work, least)
-    rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
-    dataset.refuse_too_few(rows, least)
-    await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
+    rows, frozen = await _from_ledger(work) if work.job.training_file == "ledger" else await _from_file(work)
     rows.write(train_file, held_out_file)
-    taught = [*rows.train, *rows.held_out]
-    await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
 
     base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
-    if capped:
-        rows.dropped["capped"] = capped
-    known = await _plan(work, base, rows, ids, replayed)
+    known = await _plan(work, base, frozen)
     known.seconds["freeze"] = round(time.monotonic() - began, 3)
     known.write(work.folder)
     await work.save(dataset_digest=rows.digest, pairs=len(rows.train), held_out=len(rows.held_out))
     dropped = ", ".join(f"{count} {reason}" for reason, count in known.dataset.dropped.items())
     await work.tell(
-        f"Dataset frozen: {len(rows.train)} pairs to train on, {len(rows.held_out)} held out, {replayed} of them old, "
-        f"{dropped or 'none'} dropped",
+        f"Dataset frozen: {len(rows.train)} pairs to train on, {len(rows.held_out)} held out, "
+        f"{frozen.replayed} of them old, {dropped or 'none'} dropped",
         data={"stage": "freeze", "seconds": known.seconds["freeze"], "dataset_digest": rows.digest},
     )
     return known
+
+
+async def _from_ledger(work: Work) -> tuple[Dataset, Frozen]:
+    """Raises TooFewPairs."""
+    least = _least(work)
+    ids, replayed, capped = await _select(work, least)
+    rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
+    dataset.refuse_too_few(rows, least)
+    if capped:
+        rows.dropped["capped"] = capped
+    await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
+    taught = [*rows.train, *rows.held_out]
+    await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
+    opinions = sorted({opinion for pair in taught for opinion in pair.opinions})
+    cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
+    waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
+    fresh = [pair.created for pair in taught if pair.id in waiting]
+    frozen = _frozen(
+        rows,
+        ids,
+        replayed=replayed,
+        votes=len(cast),
+        voters=len({opinion.voter for opinion in cast}),
+        voted=median(fresh) if fresh else None,
+    )
+    return rows, frozen
+
+
+async def _from_file(work: Work) -> tuple[Dataset, Frozen]:
+    """An uploaded file: the same bytes give the same dataset, and no vote has a part in it.
+
+    Raises TooFewPairs, TrainingFileUnknown.
+    """
+    try:
+        file = await work.patiently(lambda: files.get(work.ledger, work.job.training_file))
+        found = await asyncio.to_thread(files.rows, work.ledger, file)
+    except FileUnknown as unknown:
+        raise TrainingFileUnknown(str(unknown)) from None
+    ids = sorted(pair.id for pair in found)
+    rows = dataset.build(ids, found)
+    dataset.refuse_too_few(rows, _least(work))
+    return rows, _frozen(rows, ids, file=file.id, file_sha256=file.sha256)
+
+
+def _frozen(rows: Dataset, ids: list[str], **facts: Any) -> Frozen:
+    return Frozen(
+        digest=rows.digest,
+        pairs=ids,
+        train=[pair.id for pair in rows.train],
+        held_out=[pair.id for pair in rows.held_out],
+        dropped={str(reason): count for reason, count in sorted(rows.dropped.items())},
+        **facts,
+    )
+
+
+def _least(work: Work) -> Least:
+    return Least(work.ledger.settings.min_pairs, work.ledger.settings.min_held_out_pairs)
 
 
 async def _select(work: Work, least: Least) -> tuple[list[str], int, int]:
@@ -78,28 +124,14 @@ async def _select(work: Work, least: Least) -> tuple[list[str], int, int]:
     return selection.ids, len(selection.replayed), selection.capped
 
 
-async def _plan(work: Work, base: Base, rows: Dataset, ids: list[str], replayed: int) -> Manifest:
+async def _plan(work: Work, base: Base, frozen: Frozen) -> Manifest:
     parent = await _live(work, base.revision)
     width = await asyncio.to_thread(_width, base.name)
-    opinions = sorted({opinion for pair in [*rows.train, *rows.held_out] for opinion in pair.opinions})
-    cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
-    waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
-    fresh = [pair.created for pair in [*rows.train, *rows.held_out] if pair.id in waiting]
     return Manifest(
         job=work.job.id,
         served_model=work.ledger.model,
         created=work.ledger.clock(),
-        dataset=manifest.Frozen(
-            digest=rows.digest,
-            pairs=ids,
-            train=[pair.id for pair in rows.train],
-            held_out=[pair.id for pair in rows.held_out],
-            replayed=replayed,
-            dropped={str(reason): count for reason, count in sorted(rows.dropped.items())},
-            votes=len(cast),
-            voters=len({opinion.voter for opinion in cast}),
-            voted=median(fresh) if fresh else None,
-        ),
+        dataset=frozen,
         base=base,
         parent=parent,
         start=parent if work.settings.start == "live" else None,

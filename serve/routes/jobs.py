@@ -5,8 +5,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import jobs, pairs
-from feedback.errors import JobUnknown
+from feedback import files, jobs, pairs
+from feedback.connection import Ledger
+from feedback.errors import FileUnknown, JobUnknown
 from feedback.records import Job, JobEvent, new_id
 from serve.auth import Operator
 from serve.errors import Refused
@@ -25,8 +26,7 @@ Json = dict[str, Any]
 async def create(body: JobRequest, here: Here, _: Operator) -> Json:
     ledger = here.ledger(body.model)
     _expect_known(body)
-    await pairs.settle(ledger)
-    await pairs.require_enough(ledger)
+    await _expect_enough(ledger, body.training_file)
     wishes = (body.hyperparameters or body.method.dpo.hyperparameters).model_dump(exclude_none=True)
     job = Job(
         id=new_id("ftjob"),
@@ -84,10 +84,23 @@ def _expect_known(body: JobRequest) -> None:
     if body.method.type != "dpo":
         shown = body.method.type[:40]
         raise Refused(400, "method_not_supported", f"the method is {shown!r}; votes train by 'dpo'", "method.type")
-    for param, file in (("training_file", body.training_file), ("validation_file", body.validation_file)):
-        if file not in (None, "ledger"):
-            shown = file[:40]
-            raise Refused(400, "file_not_found", f"there is no file {shown!r}; 'ledger' stands for all votes", param)
+    if body.validation_file not in (None, "ledger"):
+        words = "a job measures itself on held-out conversations of its own training file; leave it out"
+        raise Refused(400, "validation_file_not_supported", words, "validation_file")
+
+
+async def _expect_enough(ledger: Ledger, training_file: str) -> None:
+    """Raises TooFewPairs, Refused (400)."""
+    if training_file == "ledger":
+        await pairs.settle(ledger)
+        await pairs.require_enough(ledger)
+        return
+    try:
+        files.expect_enough(ledger, await files.get(ledger, training_file))
+    except FileUnknown:
+        shown = training_file[:40]
+        words = f"there is no file {shown!r}; upload one to /v1/files, or send 'ledger' for all votes"
+        raise Refused(400, "file_not_found", words, "training_file") from None
 
 
 def _shown(job: Job) -> Json:

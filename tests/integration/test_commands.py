@@ -1,18 +1,23 @@
 """The commands that are HTTP clients, against a running gateway."""
 
 import asyncio
+import base64
+import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
+from aiohttp import web
 
-from feedback import votes
+from feedback import pairs, votes
 from feedback.connection import Ledger
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.processes import ROOT
+from tests.processes import ROOT, free_port
 from tests.scripted_engine import scripted_engine
 
 HEED = str(Path(sys.executable).with_name("heed"))
@@ -82,6 +87,155 @@ async def test_adapters_are_listed_promoted_and_rolled_back(gateway: RunningGate
     assert f"live: {one}   before it: heed-base" in listed[1]
     assert again[0] == 1
     assert "nothing was live before heed-base" in again[1]
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [{"prompt": f"question\u2028{number}", "chosen": "good", "rejected": "bad"} for number in range(count)]
+
+
+async def test_a_file_is_imported_once_and_every_line_that_cannot_be_is_named(
+    gateway: RunningGateway, ledger: Ledger, tmp_path: Path
+) -> None:
+    """More lines than go in one request, so that numbers are those of the file."""
+    file, lines = tmp_path / "pairs.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows(600)]
+    lines.insert(550, '{"prompt": "my secret"}')
+    file.write_text("\n".join([*lines[:3], "", *lines[3:], "[1]"]))
+
+    first = await heed(gateway, "import", str(file), "--format", "trl")
+    again = await heed(gateway, "import", str(file), "--format", "trl")
+
+    assert first[0] == again[0] == 1
+    assert "line 552: rejected is missing" in first[1] or "line 552: chosen is missing" in first[1]
+    assert "line 603: it is a list" in first[1]
+    assert "602 lines: 600 imported, 0 were there, 2 rejected." in first[1]
+    assert "602 lines: 0 imported, 600 were there, 2 rejected." in again[1]
+    assert "my secret" not in first[1]
+    assert await pairs.count(ledger) == 600
+
+
+async def test_an_array_is_imported_item_by_item(gateway: RunningGateway, ledger: Ledger, tmp_path: Path) -> None:
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps([*rows(510), {}], indent=1))
+
+    code, shown = await heed(gateway, "import", str(file), "--format", "trl")
+
+    assert code == 1
+    assert "line 511: prompt is missing" in shown
+    assert await pairs.count(ledger) == 510
+
+
+@pytest.mark.parametrize(("format", "lines"), [("trl", 3), ("openai", 3), ("kto", 6)])
+async def test_pairs_are_exported_to_a_file_that_can_be_imported_again(
+    gateway: RunningGateway, ledger: Ledger, tmp_path: Path, format: str, lines: int
+) -> None:
+    given, out = tmp_path / "pairs.jsonl", tmp_path / "new" / "out.jsonl"
+    given.write_text("\n".join(map(json.dumps, rows(3))))
+    await heed(gateway, "import", str(given), "--format", "trl")
+
+    exported = await heed(gateway, "export", "--format", format, "--out", str(out))
+    await ledger.redis.flushdb()
+    imported = await heed(gateway, "import", str(out), "--format", format)
+
+    assert exported == (0, f"{lines} rows are in {out}.\n")
+    assert out.read_bytes().count(b"\n") == lines
+    assert imported == (0, f"{lines} lines: {lines} imported, 0 were there, 0 rejected.\n")
+    assert await pairs.count(ledger) == 3
+    assert list(out.parent.iterdir()) == [out]
+
+
+async def test_parquet_holds_what_trl_reads_and_says_what_it_has_no_place_for(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    given, out = tmp_path / "pairs.jsonl", tmp_path / "pairs.parquet"
+    picture = {"prompt": [{"role": "user", "content": [{"type": "image_url"}]}], "chosen": "good", "rejected": "bad"}
+    given.write_text("\n".join(map(json.dumps, [*rows(2), picture])))
+    await heed(gateway, "import", str(given), "--format", "trl")
+
+    code, shown = await heed(gateway, "export", "--format", "parquet", "--out", str(out))
+
+    found = datasets.Dataset.from_parquet(str(out), cache_dir=str(tmp_path / "cache")).to_list()
+    assert code == 0
+    assert "1 pairs hold more than text" in shown
+    assert f"2 rows are in {out}" in shown
+    assert [row["chosen"] for row in found] == [[{"role": "assistant", "content": "good"}]] * 2
+    assert {row["prompt"][0]["content"] for row in found} == {row["prompt"] for row in rows(2)}
+    assert found[0].keys() == {"id", "prompt", "chosen", "rejected"}
+
+
+async def test_pairs_are_pushed_to_a_private_dataset_as_one_parquet_file(
+    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No hub can be reached from a test: this one says what the Hub's API says and keeps what it is told."""
+    told: dict[str, Any] = {}
+
+    async def create(request: web.Request) -> web.Response:
+        told["repository"] = await request.json()
+        return web.json_response({"url": f"{request.url.origin()}/datasets/ann/votes"})
+
+    async def ask(request: web.Request) -> web.Response:
+        files = (await request.json())["files"]
+        return web.json_response(
+            {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+        )
+
+    async def commit(request: web.Request) -> web.Response:
+        told["commit"] = [json.loads(line) for line in (await request.text()).splitlines()]
+        where = f"{request.url.origin()}/datasets/ann/votes/commit/1"
+        return web.json_response({"commitUrl": where, "commitOid": "1", "pullRequestUrl": ""})
+
+    hub, port = web.Application(), free_port()
+    hub.router.add_post("/api/repos/create", create)
+    hub.router.add_post("/api/datasets/ann/votes/preupload/main", ask)
+    hub.router.add_post("/api/datasets/ann/votes/commit/main", commit)
+    runner = web.AppRunner(hub)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_tests")
+    given = tmp_path / "pairs.jsonl"
+    given.write_text("\n".join(map(json.dumps, rows(2))))
+    await heed(gateway, "import", str(given), "--format", "trl")
+
+    code, shown = await heed(gateway, "export", "--push-to-hub", "ann/votes")
+
+    await runner.cleanup()
+    assert code == 0, shown
+    assert "2 rows are at http://127.0.0.1" in shown
+    assert told["repository"].items() >= {"type": "dataset", "visibility": "private"}.items()
+    (file,) = [line["value"] for line in told["commit"] if line["key"] == "file"]
+    assert file["path"] == "data/train-00000-of-00001.parquet"
+    pushed = tmp_path / "pushed.parquet"
+    pushed.write_bytes(base64.b64decode(file["content"]))
+    assert len(datasets.Dataset.from_parquet(str(pushed), cache_dir=str(tmp_path / "cache"))) == 2
+
+
+async def test_a_file_that_cannot_be_read_or_written_is_one_sentence(gateway: RunningGateway, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.json"
+    torn.write_text('[{"prompt": "my secret"')
+
+    read = await heed(gateway, "import", str(torn), "--format", "trl")
+    written = await heed(gateway, "export", "--out", str(tmp_path))
+
+    assert read == (1, "the file begins like a JSON array and is not valid JSON\n")
+    assert written[0] == 1
+    assert f"{tmp_path} cannot be written" in written[1]
+    assert not list(tmp_path.parent.glob(".*.part"))
+
+
+async def test_a_hub_that_cannot_be_reached_is_one_sentence(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as a test gets without a hub: the rows are exported and the first call to it is made."""
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+
+    code, shown = await heed(gateway, "export", "--push-to-hub", "ann/votes")
+    nowhere = await heed(gateway, "export")
+
+    assert code == 1
+    assert "the Hub did not take ann/votes" in shown
+    assert "Traceback" not in shown
+    assert nowhere[0] == 2
+    assert "--out FILE, or --push-to-hub NAME" in nowhere[1]
 
 
 async def test_what_cannot_be_done_is_one_sentence(gateway: RunningGateway) -> None:

@@ -175,6 +175,12 @@ async def test_operator_calls_need_the_key_even_on_loopback(gateway: RunningGate
         ("POST", "/v1/fine_tuning/jobs"),
         ("GET", "/v1/pairs"),
         ("GET", "/v1/stats"),
+        ("POST", "/v1/import?format=trl"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/files"),
+        ("DELETE", "/v1/files/file-1"),
+        ("DELETE", "/v1/voters/ann"),
+        ("DELETE", "/v1/users/ann"),
     ):
         expect_envelope(await gateway.http.request(method, path), 401, "missing_api_key")
 

@@ -284,7 +284,7 @@ def test_a_killed_engine_gets_its_adapters_back_before_it_gets_traffic(stack: St
 def test_a_killed_gateway_changes_nothing(stack: Stack, lazy: Turn) -> None:
     was_live = live(stack)
 
-    killed = stack.kill_member("-m", "serve")
+    killed = stack.kill_member("-m serve ")
     wait_for(lambda: _gateway_pid(stack) not in (None, killed.pid), "another gateway is started", 60)
     stack.wait_until_ready()
 
@@ -294,7 +294,7 @@ def test_a_killed_gateway_changes_nothing(stack: Stack, lazy: Turn) -> None:
 
 def _gateway_pid(stack: Stack) -> int | None:
     try:
-        return stack.member("-m", "serve").pid
+        return stack.member("-m serve ").pid
     except AssertionError:
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from feedback import pairs, preview, voters, votes
+from feedback import erasure, pairs, preview, voters, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import VoterBanned, VoterUnknown, VotesTooFast
@@ -197,6 +197,33 @@ async def test_votes_on_comparisons_are_held_to_the_same_rules(ledger: Ledger) -
 
     assert (pair.voters, pair.needed, pair.keys) == (["ann"], ["ann"], ["key-1"])
     assert (seen.left_out, await pairs.ids(ledger)) == ({"quarantined": 1}, [])
+    assert [sentence async for sentence in violations(ledger)] == []
+
+
+async def test_nobody_votes_by_a_name_that_scores_and_caps_exempt(gateway: RunningGateway, ledger: Ledger) -> None:
+    (one,) = await asked(ledger, 1)
+
+    refused = await thumb(gateway.http, one, "import:trl")
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "voter")
+    assert "does not begin with 'import:'" in refused.json()["error"]["message"]
+    await votes.cast(ledger, completion_id=one.id, rating="up", voter="import:trl")
+    await pairs.settle(ledger)
+    assert await voters.page(ledger) == ([], False)
+
+
+async def test_of_who_is_erased_nothing_is_known_but_a_ban(ledger: Ledger) -> None:
+    for voter, state in (("ann", "quarantined"), ("bot", "banned")):
+        (one,) = await asked(ledger, 1)
+        given = {"completion_id": one.id, "rating": "up", "voter": voter, "key": "key-1"}
+        await votes.cast(ledger, **given, is_paced=True)
+        await voters.enter(ledger, voter, state, "seen")
+        erased = await erasure.of_voter(ledger, voter)
+        assert erased.votes == 1
+
+    kept = {key.split("}:", 1)[1] async for key in ledger.redis.scan_iter("*voter*")}
+    assert kept == {"voters:states"}
+    assert await ledger.redis.hgetall(ledger.keys.voter_states) == {"bot": "banned"}
     assert [sentence async for sentence in violations(ledger)] == []
 
 

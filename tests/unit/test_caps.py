@@ -68,6 +68,13 @@ def test_a_first_dataset_can_come_from_one_eager_voter() -> None:
     assert len(caps.within(some, DEFAULTS)) == 60
 
 
+def test_what_was_imported_is_not_capped_and_leaves_others_their_share() -> None:
+    imported = [pair(i, "import:trl") for i in range(5000)]
+    crowd = [pair(10_000 + i, f"person-{i}", question=f"other {i}") for i in range(200)]
+
+    assert len(caps.within(imported + crowd, DEFAULTS)) == 5200
+
+
 def test_who_joins_in_everywhere_takes_nobody_s_pairs_out() -> None:
     some = [pair(i, f"person-{i % 100}", "bot", needed=()) for i in range(5000)]
 
