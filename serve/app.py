@@ -72,8 +72,8 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    first = (chat, votes, completions, models, comparisons, voters)  # matched in this order
-    for room in (*first, jobs, adapters, files, exchange, erasure, loop, health):
+    rooms = (chat, votes, completions, models, comparisons, voters)  # matched in this order
+    for room in (*rooms, jobs, adapters, files, exchange, erasure, loop, health):
         app.include_router(room.router)
     errors.install(app)
     limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}

@@ -13,7 +13,7 @@ from feedback import erasure, pairs, preview, voters, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import VoterBanned, VoterUnknown, VotesTooFast
-from feedback.records import AnswerRef, Completion, Pair, Preferred
+from feedback.records import AnswerRef, Completion, Pair, Preferred, VoterState
 from feedback.settings import LedgerSettings
 from tests import electorate
 from tests.electorate import contrary, honest
@@ -183,8 +183,10 @@ async def test_votes_on_comparisons_are_held_to_the_same_rules(ledger: Ledger) -
     slow = replace(ledger, settings=ledger.settings.model_copy(update={"voter_votes_per_minute": 1}))
 
     async def judge(preferred: Preferred) -> bool:
-        said = {"comparison_id": shown.id, "preferred": preferred, "voter": "ann", "key": "key-1"}
-        return (await votes.judge(slow, **said, is_paced=True))[1]
+        _, changed = await votes.judge(
+            slow, comparison_id=shown.id, preferred=preferred, voter="ann", key="key-1", is_paced=True
+        )
+        return changed
 
     assert (await judge("a"), await judge("a")) == (True, False)
     with pytest.raises(VotesTooFast):
@@ -213,10 +215,10 @@ async def test_nobody_votes_by_a_name_that_scores_and_caps_exempt(gateway: Runni
 
 
 async def test_of_who_is_erased_nothing_is_known_but_a_ban(ledger: Ledger) -> None:
-    for voter, state in (("ann", "quarantined"), ("bot", "banned")):
+    states: dict[str, VoterState] = {"ann": "quarantined", "bot": "banned"}
+    for voter, state in states.items():
         (one,) = await asked(ledger, 1)
-        given = {"completion_id": one.id, "rating": "up", "voter": voter, "key": "key-1"}
-        await votes.cast(ledger, **given, is_paced=True)
+        await votes.cast(ledger, completion_id=one.id, rating="up", voter=voter, key="key-1", is_paced=True)
         await voters.enter(ledger, voter, state, "seen")
         erased = await erasure.of_voter(ledger, voter)
         assert erased.votes == 1
