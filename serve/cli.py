@@ -200,6 +200,7 @@ def stats(model: Model = "heed") -> None:
     console.print(votes_table(found))
 
 
+@command
 def export(
     format: Annotated[exchange.ExportFormat, typer.Option(help="Of the rows; Parquet has TRL's columns.")] = "trl",
     out: Annotated[Path | None, typer.Option(help="The file; whole when the command ends, or not there.")] = None,
