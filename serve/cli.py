@@ -12,7 +12,7 @@ from urllib.parse import quote
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from feedback import imports
 from serve import exchange
@@ -102,7 +102,7 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
     if cancel:
         console.print(f"{client.post(f'/fine_tuning/jobs/{cancel}/cancel', {})['id']} is cancelled.")
         return
-    table = Table("job", "created", "status", "pairs", "adapter", box=None)
+    table = Table(_whole("job"), "created", "status", "pairs", _whole("adapter"), box=None)
     for job in client.get("/fine_tuning/jobs", model=model)["data"]:
         error = f": {job['error']['message']}" if job["error"] else ""
         table.add_row(
@@ -115,7 +115,7 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
 def adapters(model: Model = "heed") -> None:
     """List adapters, newest first, and which one is live."""
     listed = _client().get("/adapters", model=model)
-    table = Table("adapter", "created", "state", "parent", "pairs", "why", box=None)
+    table = Table(_whole("adapter"), "created", "state", _whole("parent"), "pairs", "why", box=None)
     for one in listed["data"]:
         why = one["history"][-1]["reason"] if one["history"] else ""
         table.add_row(one["id"], _when(one["created"]), one["state"], one["parent"], str(one["pairs"]), why)
@@ -262,6 +262,11 @@ def _follow(client: Client, job_id: str) -> None:
 
 def _client() -> Client:
     return Client(ClientSettings())
+
+
+def _whole(name: str) -> Column:
+    """A column of ids, which are there to be copied: in a narrow terminal the others give way."""
+    return Column(name, no_wrap=True)
 
 
 def _when(at: float) -> str:
