@@ -5,39 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from feedback import adapters, completions, jobs, lineage, pairs, votes
+from feedback import adapters, jobs, lineage, pairs, votes
 from feedback.connection import Ledger
 from feedback.errors import JobLeaseLost, VoteUnknown
 from feedback.records import (
     Adapter,
     AnswerRef,
-    Choice,
     Completion,
     Job,
     Preference,
-    new_id,
-    prompt_digest,
 )
+from tests.answers import answered
 from tests.gateways import running_gateway
 from tests.scripted_engine import scripted_engine
 from trainer import plan
 from trainer.settings import WorkshopSettings
 from trainer.work import Work
-
-
-async def answered(ledger: Ledger, prompt: str, text: str) -> Completion:
-    messages = [{"role": "user", "content": prompt}]
-    completion = Completion(
-        id=new_id("chatcmpl"),
-        served_model="heed",
-        adapter="heed-base",
-        created=ledger.clock(),
-        messages=messages,
-        prompt_hash=prompt_digest(messages),
-        choices=[Choice(index=0, message={"role": "assistant", "content": text})],
-    )
-    await completions.record(ledger, completion)
-    return completion
 
 
 async def preferred(ledger: Ledger, good: Completion, bad: Completion, voter: str = "ann") -> Preference:

@@ -7,62 +7,23 @@ from typing import Any, get_args
 
 import pytest
 
-from feedback import comparisons, completions, jobs, pairs, preview, tally, votes
+from feedback import jobs, pairs, preview, tally, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown, FeedbackError, TooFewPairs
 from feedback.lessons import Reason
 from feedback.records import (
     AnswerRef,
-    Choice,
-    Comparison,
     Completion,
     Job,
-    Message,
     Preferred,
     Rating,
-    new_id,
-    prompt_digest,
 )
 from feedback.texts import Fault
 from serve.cli import LEFT_OUT
+from tests.answers import answered, compared
 from tests.gateways import running_gateway
 from tests.scripted_engine import scripted_engine
-
-
-async def answered(ledger: Ledger, prompt: str, said: str | Message) -> Completion:
-    messages = [{"role": "user", "content": prompt}]
-    message = {"role": "assistant", "content": said} if isinstance(said, str) else said
-    completion = Completion(
-        id=new_id("chatcmpl"),
-        served_model="heed",
-        adapter="heed-base",
-        created=ledger.clock(),
-        messages=messages,
-        prompt_hash=prompt_digest(messages),
-        choices=[Choice(index=0, message=message)],
-    )
-    await completions.record(ledger, completion)
-    return completion
-
-
-async def compared(ledger: Ledger, a: Completion, b: Completion, expected: str | None = None) -> Comparison:
-    comparison = Comparison.model_validate(
-        {
-            "id": new_id("cmp"),
-            "served_model": "heed",
-            "created": ledger.clock(),
-            "messages": a.messages,
-            "prompt_hash": a.prompt_hash,
-            "a": {"completion_id": a.id},
-            "b": {"completion_id": b.id},
-            "adapter_a": a.adapter,
-            "adapter_b": b.adapter,
-            "expected": expected,
-        }
-    )
-    await comparisons.record(ledger, comparison)
-    return comparison
 
 
 async def thumb(ledger: Ledger, answer: Completion, rating: Rating, voter: str = "ann") -> str:

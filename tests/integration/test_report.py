@@ -16,9 +16,9 @@ from feedback.errors import VoterBanned
 from feedback.records import Adapter, AnswerRef, Comparison, ComparisonVote, Completion, Preferred, Rating
 from feedback.report import DAY_S
 from tests import electorate
+from tests.answers import compared
 from tests.gateways import running_gateway
 from tests.integration.test_commands import heed
-from tests.integration.test_pairs import compared
 from tests.scripted_engine import scripted_engine
 
 V1, BASE = "heed-v1-00000001", "heed-base"

@@ -2,9 +2,10 @@
 
 import pytest
 
-from feedback import completions, jobs, votes
+from feedback import jobs, votes
 from feedback.connection import Ledger
-from feedback.records import Choice, Completion, new_id, prompt_digest
+from feedback.records import new_id
+from tests.answers import answered
 from trainer.schedule import look
 from trainer.settings import WorkshopSettings
 
@@ -29,17 +30,7 @@ def clock(ledger: Ledger) -> Clock:
 async def corrected(ledger: Ledger, prompts: int) -> None:
     """As many new pairs as prompts."""
     for _ in range(prompts):
-        messages = [{"role": "user", "content": new_id("question")}]
-        made = Completion(
-            id=new_id("chatcmpl"),
-            served_model="heed",
-            adapter="heed-base",
-            created=ledger.clock(),
-            messages=messages,
-            prompt_hash=prompt_digest(messages),
-            choices=[Choice(index=0, message={"role": "assistant", "content": "No."})],
-        )
-        await completions.record(ledger, made)
+        made = await answered(ledger, new_id("question"), "No.")
         await votes.cast(ledger, completion_id=made.id, rating="down", voter="ann", correction="Yes.")
 
 

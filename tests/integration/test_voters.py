@@ -16,9 +16,9 @@ from feedback.errors import VoterBanned, VoterUnknown, VotesTooFast
 from feedback.records import AnswerRef, Completion, Pair, Preferred, VoterState
 from feedback.settings import LedgerSettings
 from tests import electorate
+from tests.answers import answered, compared
 from tests.electorate import contrary, honest
 from tests.gateways import RunningGateway, running_gateway
-from tests.integration.test_pairs import answered, compared
 from tests.scripted_engine import scripted_engine
 from trainer.visitor import Visitor, each
 
