@@ -83,6 +83,28 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_that_names_heed_var() -> 
     assert "HEED_VAR" in problem
 
 
+def test_too_little_disk_says_what_is_needed_and_names_heed_var(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "DISK_GB", 1e6)
+
+    (problem,) = preflight.disk_problems(tmp_path)
+
+    assert "1000000 GB is needed" in problem
+    assert "HEED_VAR" in problem
+
+
+def test_a_gpu_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "installed_device", lambda: "gpu")
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(CannotStart) as refused:
+        preflight.decide(settings())
+
+    assert "No C compiler (cc, gcc or clang)" in str(refused.value)
+    assert "apt install gcc" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("base", "is_wrong"), [("/no/such/folder", True), ("{empty}", True), ("Qwen/Qwen3-0.6B", False)]
 )
