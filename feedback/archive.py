@@ -242,13 +242,24 @@ async def _expire(ledger: Ledger) -> int:
 
 
 async def _remove_orphans(ledger: Ledger) -> int:
-    """Files of attempts that lost their lease before they were written."""
-    archive = partitions.at(ledger)
-    # Listed first: a file that is there now has been noted as dirty or as a partition since before.
-    found = set(await asyncio.to_thread(archive.names))
+    """Files of attempts that lost their lease before they were written.
+
+    Raises ArchiveUnavailable where nothing is of what should be there: more must not go into a folder that is only
+    the place of one that is not mounted.
+    """
+    shelf, key = partitions.at(ledger), ledger.keys.archive_partitions
+    before = await ledger.reply(ledger.redis.smembers(key))
+    # Listed before the names are read: a file that is there now has been noted as dirty or as a partition since.
+    found = set(await asyncio.to_thread(shelf.names))
+    standing = before & await ledger.reply(ledger.redis.smembers(key))
+    if standing and not standing & found:
+        raise ArchiveUnavailable(
+            f"the archive holds none of the {len(standing)} partitions that were moved to it; is it mounted, and is "
+            "HEED_ARCHIVE what it was? Nothing more moves until they are found"
+        )
     orphans = found - await named(ledger)
     for name in sorted(orphans):
-        await asyncio.to_thread(archive.delete, name)
+        await asyncio.to_thread(shelf.delete, name)
     return len(orphans)
 
 

@@ -97,8 +97,8 @@ if redis.call('SCARD', KEYS[2]) > 0 then
   return 0
 end
 local place = redis.pcall('HGET', KEYS[1], 'archived')
+redis.call('DEL', KEYS[1]) -- first: the first write is the one that must not ask for memory
 if type(place) == 'string' then redis.call('SADD', KEYS[7], string.match(place, '^%S+')) end
-redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 if redis.call('HDEL', KEYS[5], ARGV[1]) == 1 then redis.call('SREM', KEYS[6], ARGV[1]) end
@@ -217,7 +217,7 @@ async def head(ledger: Ledger, completion_id: str) -> Head:
         pipe = ledger.redis.pipeline(transaction=False)
         pipe.hmget(key, HEAD_FIELDS)
         (found,) = await ledger.reply(pipe.execute(raise_on_error=False))
-        if not _is_of_another_type(found):
+        if not is_of_another_type(found):
             break
         await upgrade_one(ledger, completion_id)
     kind, adapter, prompt_hash, indexes, client, user, comparison = found
@@ -379,7 +379,7 @@ async def upgrade_one(ledger: Ledger, completion_id: str) -> None:
     pipe = ledger.redis.pipeline(transaction=False)
     pipe.get(key)
     (text,) = await ledger.reply(pipe.execute(raise_on_error=False))
-    if text is None or _is_of_another_type(text):
+    if text is None or is_of_another_type(text):
         return
     completion = Completion.model_validate_json(text)
     args = [completion_id, repr(completion.created), text, *flat(completion)]
@@ -420,7 +420,7 @@ async def _sweep(ledger: Ledger, indexes: list[str], key_of: Callable[[str], str
         passed += len(old) - len(expired)
 
 
-def _is_of_another_type(reply: object) -> bool:
+def is_of_another_type(reply: object) -> bool:
     """Whether Redis says so of the record; raises for every other refusal."""
     if not isinstance(reply, ResponseError):
         return False
