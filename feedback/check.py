@@ -110,7 +110,7 @@ async def _partition(ledger: Ledger, name: str, rows: Mapping[int, str], is_list
         for row, completion_id in rows.items():
             if row >= len(ids) or ids[row] != completion_id:
                 broken.append(f"completion {completion_id} is not in row {row} of partition {name}")
-        if len(ids) > len(rows) and not await ledger.reply(ledger.redis.sismember(keys.archive_dirty, name)):
+        if len(ids) > len(rows) and not await ledger.reply(ledger.redis.hexists(keys.archive_dirty, name)):
             unnamed = len(ids) - len(rows)
             broken.append(f"{unnamed} rows of partition {name} belong to no completion and would never be removed")
     if not await ledger.reply(ledger.redis.sismember(keys.archive_partitions, name)):

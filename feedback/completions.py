@@ -84,7 +84,7 @@ redis.call('HSET', KEYS[1], 'body', ARGV[3])
 if place then
   redis.call('HDEL', KEYS[1], 'archived')
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-  redis.call('SADD', KEYS[3], string.match(place, '^%S+'))
+  redis.call('HINCRBY', KEYS[3], string.match(place, '^%S+'), 1)
 end
 return 1
 """
@@ -98,7 +98,7 @@ if redis.call('SCARD', KEYS[2]) > 0 then
 end
 local place = redis.pcall('HGET', KEYS[1], 'archived')
 redis.call('DEL', KEYS[1]) -- first: the first write is the one that must not ask for memory
-if type(place) == 'string' then redis.call('SADD', KEYS[7], string.match(place, '^%S+')) end
+if type(place) == 'string' then redis.call('HINCRBY', KEYS[7], string.match(place, '^%S+'), 1) end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 if redis.call('HDEL', KEYS[5], ARGV[1]) == 1 then redis.call('SREM', KEYS[6], ARGV[1]) end

@@ -12,7 +12,7 @@ completions:users          hash    as its completions     completions           
 user:HASH:completions      set     as its completions     completions                 erasure
 archive:lease              string  TTL, by heartbeat      archive                     archive
 archive:partitions         set     as their rows          archive                     archive, check
-archive:dirty              set     until tidied           archive, completions        archive, erasure
+archive:dirty              hash    until tidied           archive, completions (why)  archive
 archive:unvoted            zset    until due or voted on  votes.withdraw (deadlines)  archive
 prompt:HASH:opinions       set     as its votes           votes                       pairs.settle
 vote:ID                    string  until withdrawn        votes                       votes, pairs
