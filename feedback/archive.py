@@ -123,6 +123,7 @@ class Attempt:
     ledger: Ledger
     name: str
     is_written: bool = False
+    is_named: bool = False
 
     async def write(self, rows: Sequence[tuple[str, str]]) -> None:
         self.is_written = True
@@ -131,9 +132,11 @@ class Attempt:
     async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> int:
         """What a script that asks for the lease says. Raises ArchiveUnavailable."""
         told = int(await self.ledger.run(script, [self.ledger.keys.archive_lease, *keys], [self.name, *args]))
+        self.is_named = self.is_named or told > 0
         if told < 0:
-            await asyncio.to_thread(partitions.at(self.ledger).delete, self.name)
-            raise ArchiveUnavailable("the archive took so long that another attempt began; nothing moved; try again")
+            if not self.is_named:  # else whoever has the lease now finds it dirty
+                await asyncio.to_thread(partitions.at(self.ledger).delete, self.name)
+            raise ArchiveUnavailable("the archive took so long that another attempt began; try again")
         return told
 
     async def is_complete(self) -> None:
@@ -164,6 +167,7 @@ async def run(ledger: Ledger, watch: Watch | None = None) -> Moved:
             watch(moved)
         if not looked:
             break
+        await asyncio.sleep(2 * LOOK_EVERY_S)  # whoever waits for the lease, as erasures do, gets it now
     done.tidied += await tidy(ledger)
     return done
 

@@ -175,6 +175,46 @@ async def test_who_hung_for_longer_than_the_lease_moves_nothing(
     assert await clean(ledger)
 
 
+async def test_who_loses_the_lease_half_way_leaves_what_is_moved_where_it_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "AT_ONCE", 1)
+    made = await old(ledger, "q", "one", "two", "three")
+    other = Ledger(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.clock)
+
+    class Slow(Ledger):
+        async def run(self, script: str, keys: Any, args: Any) -> Any:
+            found = await super().run(script, keys, args)
+            if script is archive.MOVE and found == 1:
+                await self.redis.delete(self.keys.archive_lease)
+                assert (await archive.run(other)).completions == 2
+            return found
+
+    with pytest.raises(ArchiveUnavailable, match="another attempt began"):
+        await archive.run(Slow(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.clock))
+
+    assert archived(ledger) == sorted(one.id for one in made)
+    assert await completions.get_many(ledger, [one.id for one in made]) == {one.id: one for one in made}
+    assert await clean(ledger)
+
+
+async def test_an_erasure_does_not_wait_for_all_that_is_to_move(ledger: Ledger) -> None:
+    ledger.settings = ledger.settings.model_copy(update={"archive_batch": 1})
+    made = await old(ledger, "q", *(f"answer {i}" for i in range(30)))
+    moved = asyncio.Event()
+    running = asyncio.create_task(archive.run(ledger, lambda _: moved.set()))
+    await moved.wait()
+
+    (first,) = archived(ledger)
+    await erasure.of_completion(ledger, first)
+
+    assert not running.done()
+    assert first not in archived(ledger)
+    assert (await running).completions == 30
+    assert archived(ledger) == sorted({one.id for one in made} - {first})
+    assert await clean(ledger)
+
+
 async def test_what_changes_or_goes_while_it_moves_stays_as_it_is(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from feedback import archive, comparisons, completions, pairs, votes
+from feedback import archive, comparisons, completions, erasure, pairs, votes
 from feedback.connection import Ledger, open_ledger
 from feedback.records import AnswerRef, Comparison, Completion, new_id, prompt_digest
 from feedback.settings import LedgerSettings
@@ -114,6 +114,10 @@ async def measure(ledger: Ledger, count: int) -> None:
         for start in range(0, 20 * step, step):
             await completions.get_many(ledger, [one.id for one in made[start : start + step]])
         print(f"Reading {name} takes {(time.process_time() - began) / 20 * 1000:.1f} ms of CPU time.")
+    began = time.process_time()
+    for one in made[:20]:
+        await erasure.of_completion(ledger, one.id)
+    print(f"Deleting an archived completion takes {(time.process_time() - began) / 20 * 1000:.1f} ms of CPU time.")
 
 
 def is_moving(call: Mapping[str, Any]) -> bool:
