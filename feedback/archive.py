@@ -234,10 +234,7 @@ async def _tidy(ledger: Ledger, old: str, attempt: Attempt) -> int:
     removed = 0
     if await ledger.reply(ledger.redis.sismember(keys.archive_partitions, old)):
         ids = await asyncio.to_thread(shelf.ids, old)
-        pipe = ledger.redis.pipeline(transaction=False)
-        for completion_id in ids:
-            pipe.hget(keys.completion(completion_id), "archived")
-        places = await ledger.reply(pipe.execute())
+        places = await completions.texts_or_places(ledger, ids)
         rows = [row for row, place in enumerate(places) if place == str(Place(old, row))]
         removed = len(ids) - len(rows)
         if not removed:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from feedback import archive, completions, erasure, partitions, votes
+from feedback import archive, completions, erasure, expiry, partitions, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import ArchiveUnavailable, LedgerUnavailable
@@ -295,7 +295,7 @@ async def test_nothing_moves_into_an_archive_that_is_not_the_one_it_was(ledger: 
 
 async def test_where_memory_is_full_the_archive_makes_room(ledger: Ledger) -> None:
     made = await old(ledger, "q", "one", "two")
-    await completions.sweep(ledger)  # as the schedule does, which also notes that nothing is to be upgraded
+    await expiry.sweep(ledger)  # as the schedule does, which also notes that nothing is to be upgraded
     limit = (await ledger.redis.config_get("maxmemory"))["maxmemory"] or "0"
     await ledger.redis.config_set("maxmemory", "1mb")
     try:
