@@ -166,13 +166,18 @@ def flat(completion: Completion) -> list[str]:
     return [part for name, value in found.items() if value is not None for part in (name, value)]
 
 
-async def record(ledger: Ledger, completion: Completion) -> None:
-    """Recording what is there changes nothing: an import derives its ids from content."""
+async def record(ledger: Ledger, completion: Completion) -> Completion:
+    """As it is recorded, redacted where that is asked for. Raises TextTooLong.
+
+    Recording what is there changes nothing: an import derives its ids from content.
+    """
+    completion = await ledger.redaction.completion(completion)
     ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
     keys = [ledger.keys.completion(completion.id), ledger.keys.completions, ledger.keys.completions_live]
     if completion.user is not None:
         keys += [ledger.keys.completion_users, ledger.keys.user_completions(completion.user)]
     await ledger.run(RECORD, keys, [completion.id, repr(completion.created), ttl_s, *flat(completion)])
+    return completion
 
 
 async def get(ledger: Ledger, completion_id: str, client: str | None = None) -> Completion:
@@ -310,10 +315,13 @@ async def walk(ledger: Ledger, index: str, batch: int) -> AsyncIterator[list[str
 
 
 async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str, str]) -> Completion:
-    """One that is archived comes back until it is archived again. Raises CompletionUnknown, ArchiveUnavailable."""
+    """One that is archived comes back until it is archived again.
+
+    Raises CompletionUnknown, ArchiveUnavailable, TextTooLong.
+    """
     completion = await get(ledger, completion_id)
     await upgrade_one(ledger, completion_id)
-    changed = completion.model_copy(update={"metadata": metadata})
+    changed = completion.model_copy(update={"metadata": await ledger.redaction.tree(metadata)})
     keys = [ledger.keys.completion(completion_id), ledger.keys.completions_live, ledger.keys.archive_dirty]
     args = [completion_id, repr(completion.created), changed.model_dump_json(exclude_none=True)]
     if not await ledger.run(UPDATE, keys, args):

@@ -5,11 +5,12 @@ FeedbackError
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
 ├── VoterUnknown        VoterBanned        VotesTooFast
-├── ComparisonUnknown
+├── ComparisonUnknown   PromptUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
+├── TextTooLong
 └── RecordConflict
 """
 
@@ -81,6 +82,10 @@ class ComparisonUnknown(FeedbackError):
     """No such comparison: it failed, was deleted with one of its answers, or expired without a vote."""
 
 
+class PromptUnknown(FeedbackError):
+    """No such prompt is queued."""
+
+
 class JobUnknown(FeedbackError):
     """No such job."""
 
@@ -127,6 +132,10 @@ class IdempotencyConflict(FeedbackError):
 
 class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
+
+
+class TextTooLong(FeedbackError):
+    """More text than is looked through for personal data, so it could not be recorded without it."""
 
 
 class RecordConflict(FeedbackError):

@@ -1,9 +1,12 @@
 """Where the ledger is and how patient its readers are."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PersonalKind = Literal["email", "phone", "card", "iban", "ip"]
 
 
 class LedgerSettings(BaseSettings):
@@ -101,6 +104,43 @@ class LedgerSettings(BaseSettings):
         description="How often a voter as good as feedback/scores.py asks for is ever quarantined by chance, 0 to "
         "quarantine nobody; under the 1 % that honest voters should bear at most.",
     )
+    honeypot_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the prompts drawn from the queue that are honeypots. 0: somebody must write them, and "
+        "they take voters' time; at 0.05 who judges 200 comparisons has met ten, from which on a score counts.",
+    )
+    queue_traffic: bool = Field(
+        False,
+        description="Whether the newest prompts of users are drawn when the operator's are used up. Off: whoever asked "
+        "did not ask voters to read it.",
+    )
+
+    redact: Annotated[tuple[PersonalKind, ...], NoDecode] = Field(
+        (),
+        description="Personal data to take out before recording: any of email, phone, card, iban, ip, separated by "
+        "commas. Off: it needs the extra [redact] (300 MB), costs CPU time for each answer, and takes numbers out of "
+        "texts that may be needed to learn from them.",
+    )
+    redact_regions: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("US", "GB", "DE", "FR"),
+        description="Countries whose phone numbers are known as they are dialled there; with +49 and the like all are. "
+        "Each costs another look, so name those of your users.",
+    )
+    redact_characters: int = Field(
+        100_000,
+        gt=0,
+        description="Most characters of one record that are looked through for personal data, 25,000 tokens or so; "
+        "what is longer is not recorded. It is a quarter of a second of CPU time with a value in each sentence.",
+    )
+
+    @field_validator("redact", "redact_regions", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip() not in ("", "off"))
+        return value
 
     @property
     def archive_address(self) -> str:

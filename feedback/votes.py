@@ -25,6 +25,7 @@ from feedback.errors import (
 from feedback.records import (
     AnswerRef,
     ComparisonVote,
+    Completion,
     Preference,
     Preferred,
     Rating,
@@ -147,11 +148,16 @@ async def cast(
 ) -> tuple[Vote, bool]:
     """The vote as stored, and whether this call changed it; `is_paced` holds voter and key to their votes a minute.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, VoterBanned, VotesTooFast.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, TextTooLong, VoterBanned, VotesTooFast.
     """
     answer = AnswerRef(completion_id=completion_id, choice=choice)
-    if correction is not None and correction.strip() in ("", await _said(ledger, completion_id, choice)):
-        raise VoteEmpty("the correction is empty or repeats the answer; send the text that was wanted instead")
+    if correction is not None or (ledger.redaction.is_on and (comment or reasons)):
+        about = await _about(ledger, completion_id, choice)
+        correction, comment, reasons = await ledger.redaction.said(about, choice, correction, comment, reasons)
+        said = str(((about and about.answer(choice)) or {}).get("content") or "").strip()
+        if correction is not None and correction.strip() in ("", said):
+            but = " once personal data is taken out" if ledger.redaction.is_on else ""
+            raise VoteEmpty(f"the correction is empty or repeats the answer{but}; send the text that was wanted")
     opinion: Said = {
         "v": 1,
         "id": Vote.id_of(completion_id, choice, voter),
@@ -292,18 +298,17 @@ def refs(opinion: Opinion) -> list[AnswerRef]:
     return [opinion.chosen, opinion.rejected]
 
 
-async def _said(ledger: Ledger, completion_id: str, choice: int) -> str | None:
-    """The text of an answer; None where the archive does not tell it now, which is no reason to refuse a vote."""
+async def _about(ledger: Ledger, completion_id: str, choice: int) -> Completion | None:
+    """None where the archive does not tell it now, which is no reason to refuse a vote."""
     known = await completions.head(ledger, completion_id)
     if known.object != "chat.completion":
         raise _not_chat(completion_id)
     if choice not in known.indexes:
         raise _no_choice(known, choice)
     try:
-        answer = (await completions.get(ledger, completion_id)).answer(choice)
+        return await completions.get(ledger, completion_id)
     except ArchiveUnavailable:
         return None
-    return str((answer or {}).get("content") or "").strip()
 
 
 def _shape(opinion_id: str) -> type[Opinion]:
