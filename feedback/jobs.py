@@ -155,6 +155,12 @@ async def page(ledger: Ledger, after: str | None = None, limit: int = 20) -> tup
     return [await get(ledger, i) for i in ids], has_more
 
 
+async def newest_at(ledger: Ledger) -> float:
+    """When the newest job was created; 0 if there is none."""
+    newest, _ = await page(ledger, limit=1)
+    return newest[0].created if newest else 0.0
+
+
 async def open_ids(ledger: Ledger) -> list[str]:
     """Jobs queued or running, oldest first."""
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.jobs_open, 0, -1)))

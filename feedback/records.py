@@ -244,7 +244,7 @@ class Job(Record):
     id: str
     served_model: str
     training_file: str = "ledger"
-    trigger: Literal["operator", "pairs", "schedule"] = "operator"
+    trigger: Literal["operator", "pairs", "schedule", "idle"] = "operator"
     method: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     suffix: str | None = None
