@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from feedback import imports
-from serve import exchange
+from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
 from serve.tables import versions_table, voters_table, votes_table
@@ -23,6 +23,8 @@ from serve.terminal import TerminalChat
 from serve.up import up
 
 app = typer.Typer()
+versions = typer.Typer(invoke_without_command=True)
+app.add_typer(versions, name="adapters")
 app.command()(up)
 app.command()(console_command)
 console = Console(highlight=False)
@@ -53,8 +55,8 @@ VOTERS_SHOWN = 100
 OPEN = ("validating_files", "queued", "running")
 
 
-def command(act: Callable[P, None]) -> Callable[P, None]:
-    """Register it, and let failures be a sentence and exit code 1."""
+def spoken(act: Callable[P, None]) -> Callable[P, None]:
+    """Let failures be a sentence and exit code 1."""
 
     @wraps(act)
     def acting(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -64,6 +66,11 @@ def command(act: Callable[P, None]) -> Callable[P, None]:
             console.print(str(failed), style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
+    return acting
+
+
+def command(act: Callable[P, None]) -> Callable[P, None]:
+    acting = spoken(act)
     app.command(act.__name__.strip("_"))(acting)
     return acting
 
@@ -111,9 +118,12 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
     console.print(table)
 
 
-@command
-def adapters(model: Model = "heed") -> None:
+@versions.callback()
+@spoken
+def adapters(context: typer.Context, model: Model = "heed") -> None:
     """List adapters, newest first, and which one is live."""
+    if context.invoked_subcommand is not None:
+        return
     listed = _client().get("/adapters", model=model)
     table = Table(_whole("adapter"), "created", "state", _whole("parent"), "pairs", "why", box=None)
     for one in listed["data"]:
@@ -122,6 +132,20 @@ def adapters(model: Model = "heed") -> None:
     console.print(table)
     serving = listed["serving"]
     console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
+
+
+@versions.command()
+@spoken
+def push(
+    adapter: Annotated[str, typer.Argument(help="Id of the adapter.")],
+    name: Annotated[str, typer.Argument(help="Repository on the Hub, as in ann/support-lora.")],
+    base: Annotated[str, typer.Option(help="What the Hub calls the base model; default: what it was served by.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; otherwise private.")] = False,
+) -> None:
+    """Put an adapter on the Hugging Face Hub, with a card that says how it was made."""
+    settings = ClientSettings()
+    where = hub.push(Client(settings), settings.var, adapter, name, base, is_public=public)
+    console.print(f"{adapter} is at {where}", markup=False, soft_wrap=True)
 
 
 @command
