@@ -261,6 +261,9 @@ class Job(Record):
     trained_tokens: int | None = None
     adapter: str | None = None
     error: JobError | None = None
+    dry_run: bool = Field(False, description="It plans, and neither freezes nor trains.")
+    plan: dict[str, Any] | None = Field(None, description="What a dry run found: data, settings, cost, triggers.")
+    seconds: dict[str, float] = Field(default_factory=dict, description="What each finished stage took.")
 
     @property
     def is_open(self) -> bool:

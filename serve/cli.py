@@ -18,7 +18,7 @@ from feedback import imports
 from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
-from serve.tables import versions_table, voters_table, votes_table
+from serve.tables import plan_table, versions_table, voters_table, votes_table
 from serve.terminal import TerminalChat
 from serve.up import up
 
@@ -88,12 +88,16 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; train nothing.")] = False,
 ) -> None:
     """Ask for a training job on the votes, and follow it. Ctrl-C stops following, not the job."""
     client = _client()
     wishes = {name: value for name, value in (("beta", beta), ("n_epochs", epochs)) if value is not None}
-    body: Json = {"model": model, "training_file": "ledger", "seed": seed}
+    body: Json = {"model": model, "training_file": "ledger", "seed": seed, "dry_run": dry_run}
     job = client.post("/fine_tuning/jobs", body | {"method": {"type": "dpo", "dpo": {"hyperparameters": wishes}}})
+    if job["plan"]:
+        console.print(plan_table(job["plan"]))
+        return
     console.print(f"{job['id']} is queued.")
     if follow:
         try:
@@ -281,6 +285,9 @@ def _follow(client: Client, job_id: str) -> None:
             time.sleep(LOOK_EVERY_S)
     if job["status"] != "succeeded":
         raise CallFailed(f"{job_id} {job['status']}" + (f": {job['error']['message']}" if job["error"] else ""))
+    if job["plan"]:
+        console.print(plan_table(job["plan"]))
+        return
     console.print(f"{job['fine_tuned_model']} is trained; `heed adapters` tells whether it is live.")
 
 

@@ -53,7 +53,8 @@ async def disturb(workshop: Workshop, kills: int, seed: int) -> Outcome:
     """`workshop` has votes; its worker and beat are started here."""
     rng = random.Random(seed)
     outcome = Outcome(seed)
-    patient = {"HEED_PROMOTE": "manual", "HEED_MAX_ATTEMPTS": str(kills + 3)}
+    # Six passes take longer than a recipe takes to start, so that most kills come while there is something to lose.
+    patient = {"HEED_PROMOTE": "manual", "HEED_MAX_ATTEMPTS": str(kills + 3), "HEED_EPOCHS": "6"}
     worker = workshop.start("worker", **patient)
     workshop.start("beat", **patient)
     began = time.monotonic()

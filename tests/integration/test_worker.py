@@ -61,6 +61,34 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert {"freeze", "train", "evaluate", "publish"} == manifest.seconds.keys()
 
 
+async def test_a_dry_run_says_what_a_job_would_do_and_changes_nothing(workshop: Workshop) -> None:
+    ledger = workshop.ledger
+    await taught(ledger)
+    workshop.start("worker")
+    workshop.start("beat")
+
+    first = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
+    trained = await ended(ledger, (await asked_for(ledger)).id)
+    again = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
+
+    assert (first.status, first.adapter) == ("succeeded", None), first.error
+    assert first.plan is not None
+    assert (first.dataset_digest, first.pairs, first.held_out) == (
+        trained.dataset_digest,
+        trained.pairs,
+        trained.held_out,
+    )
+    assert first.plan["dataset"]["by_source"] == {"thumbs": first.pairs + first.held_out}
+    assert first.plan["cost"] == {"steps": 14, "seconds": None, "tokens": None, "from_jobs": 0}
+    assert [each["name"] for each in first.plan["triggers"]] == ["pairs", "schedule", "idle"]
+    assert not (workshop.var / "jobs" / first.id).exists()
+    assert again.plan is not None
+    assert again.plan["cost"]["from_jobs"] == 1
+    assert again.plan["cost"]["seconds"] == pytest.approx(sum(trained.seconds.values()), rel=0.01)
+    assert again.plan["cost"]["tokens"] == trained.trained_tokens
+    assert [sentence async for sentence in violations(ledger)] == []
+
+
 async def test_a_worker_killed_in_mid_training_costs_no_adapter_and_makes_no_second(workshop: Workshop) -> None:
     ledger = workshop.ledger
     await taught(ledger)
