@@ -52,6 +52,8 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     metrics = [event.data for event in told if event.type == "metrics" and event.data]
     assert {"loss", "rewards/margins", "rewards/accuracies"} <= metrics[0].keys()
     assert {"freeze", "train", "evaluate", "publish", "job"} <= {(e.data or {}).get("stage") for e in told}
+    log = workshop.log()
+    assert all(f"{job.id}: {event.message}" in log for event in told if event.message.startswith("Step "))
 
     left = {path.suffix for path in (workshop.var / "jobs" / job.id).iterdir()}
     assert left == {".json", ".log"}
