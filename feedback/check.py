@@ -154,8 +154,9 @@ async def _jobs(ledger: Ledger) -> AsyncIterator[str]:
         lease_ms = await ledger.reply(ledger.redis.pttl(ledger.keys.job_lease(job_id)))
         if lease_ms == -1:
             yield f"the lease on {job_id} never runs out, so no heartbeat keeps it"
-        if job.status == "succeeded" and by_job[job_id] != 1:
-            yield f"{job_id} succeeded and has {by_job[job_id]} adapters instead of one"
+        due = 0 if job.dry_run else 1
+        if job.status == "succeeded" and by_job[job_id] != due:
+            yield f"{job_id} succeeded and has {by_job[job_id]} adapters instead of {due}"
         elif by_job[job_id] > 1:
             yield f"{job_id} has {by_job[job_id]} adapters"
 

@@ -314,6 +314,12 @@ async def walk(ledger: Ledger, index: str, batch: int) -> AsyncIterator[list[str
         yield found[::2]
 
 
+async def newest_at(ledger: Ledger) -> float:
+    """When the newest completion was asked for; 0 if there is none."""
+    found = await ledger.reply(ledger.redis.zrange(ledger.keys.completions, -1, -1, withscores=True))
+    return float(found[0][1]) if found else 0.0
+
+
 async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str, str]) -> Completion:
     """One that is archived comes back until it is archived again.
 

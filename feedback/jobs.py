@@ -17,6 +17,9 @@ from feedback.records import Job, JobError, JobEvent, Pair
 EVENTS_KEPT = 10_000
 """A job logs about one event a second at most; this is hours of them in a few MB."""
 
+DRY_RUNS = 100
+"""More in a row than anybody asks for."""
+
 OWN_FIELDS = ("status", "attempts", "version", "finished")
 
 # One running job per served model: only the oldest open job may be claimed, and only when nobody holds its lease.
@@ -153,6 +156,12 @@ async def page(ledger: Ledger, after: str | None = None, limit: int = 20) -> tup
     """Newest first, and whether more follow."""
     ids, has_more = await completions.page_of(ledger, ledger.keys.jobs, after, limit, newest_first=True)
     return [await get(ledger, i) for i in ids], has_more
+
+
+async def newest_at(ledger: Ledger) -> float:
+    """When the newest job that was to train was created; 0 if there is none."""
+    newest, _ = await page(ledger, limit=DRY_RUNS)
+    return next((job.created for job in newest if not job.dry_run), 0.0)
 
 
 async def open_ids(ledger: Ledger) -> list[str]:

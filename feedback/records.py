@@ -260,7 +260,7 @@ class Job(Record):
     id: str
     served_model: str
     training_file: str = "ledger"
-    trigger: Literal["operator", "pairs", "schedule"] = "operator"
+    trigger: Literal["operator", "pairs", "schedule", "idle"] = "operator"
     method: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     suffix: str | None = None
@@ -277,6 +277,9 @@ class Job(Record):
     trained_tokens: int | None = None
     adapter: str | None = None
     error: JobError | None = None
+    dry_run: bool = Field(False, description="It plans, and neither freezes nor trains.")
+    plan: dict[str, Any] | None = Field(None, description="What a dry run found: data, settings, cost, triggers.")
+    seconds: dict[str, float] = Field(default_factory=dict, description="What each finished stage took.")
 
     @property
     def is_open(self) -> bool:

@@ -15,14 +15,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from feedback import imports
-from serve import exchange
+from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
+<<<<<<< HEAD
 from serve.tables import prompts_table, versions_table, voters_table, votes_table
+=======
+from serve.tables import plan_table, versions_table, voters_table, votes_table
+>>>>>>> jobs-flow
 from serve.terminal import TerminalChat
 from serve.up import up
 
 app = typer.Typer()
+versions = typer.Typer(invoke_without_command=True)
+app.add_typer(versions, name="adapters")
 app.command()(up)
 app.command()(console_command)
 console = Console(highlight=False)
@@ -53,8 +59,8 @@ VOTERS_SHOWN = 100
 OPEN = ("validating_files", "queued", "running")
 
 
-def command(act: Callable[P, None]) -> Callable[P, None]:
-    """Register it, and let failures be a sentence and exit code 1."""
+def spoken(act: Callable[P, None]) -> Callable[P, None]:
+    """Let failures be a sentence and exit code 1."""
 
     @wraps(act)
     def acting(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -64,6 +70,11 @@ def command(act: Callable[P, None]) -> Callable[P, None]:
             console.print(str(failed), style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
+    return acting
+
+
+def command(act: Callable[P, None]) -> Callable[P, None]:
+    acting = spoken(act)
     app.command(act.__name__.strip("_"))(acting)
     return acting
 
@@ -81,12 +92,16 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; train nothing.")] = False,
 ) -> None:
     """Ask for a training job on the votes, and follow it. Ctrl-C stops following, not the job."""
     client = _client()
     wishes = {name: value for name, value in (("beta", beta), ("n_epochs", epochs)) if value is not None}
-    body: Json = {"model": model, "training_file": "ledger", "seed": seed}
+    body: Json = {"model": model, "training_file": "ledger", "seed": seed, "dry_run": dry_run}
     job = client.post("/fine_tuning/jobs", body | {"method": {"type": "dpo", "dpo": {"hyperparameters": wishes}}})
+    if job["plan"]:
+        console.print(plan_table(job["plan"]))
+        return
     console.print(f"{job['id']} is queued.")
     if follow:
         try:
@@ -111,9 +126,12 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
     console.print(table)
 
 
-@command
-def adapters(model: Model = "heed") -> None:
+@versions.callback()
+@spoken
+def adapters(context: typer.Context, model: Model = "heed") -> None:
     """List adapters, newest first, and which one is live."""
+    if context.invoked_subcommand is not None:
+        return
     listed = _client().get("/adapters", model=model)
     table = Table(_whole("adapter"), "created", "state", _whole("parent"), "pairs", "why", box=None)
     for one in listed["data"]:
@@ -122,6 +140,20 @@ def adapters(model: Model = "heed") -> None:
     console.print(table)
     serving = listed["serving"]
     console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
+
+
+@versions.command()
+@spoken
+def push(
+    adapter: Annotated[str, typer.Argument(help="Id of the adapter.")],
+    name: Annotated[str, typer.Argument(help="Repository on the Hub, as in ann/support-lora.")],
+    base: Annotated[str, typer.Option(help="What the Hub calls the base model; default: what it was served by.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; otherwise private.")] = False,
+) -> None:
+    """Put an adapter on the Hugging Face Hub, with a card that says how it was made."""
+    settings = ClientSettings()
+    where = hub.push(Client(settings), settings.var, adapter, name, base, is_public=public)
+    console.print(f"{adapter} is at {where}", markup=False, soft_wrap=True)
 
 
 @command
@@ -284,6 +316,9 @@ def _follow(client: Client, job_id: str) -> None:
             time.sleep(LOOK_EVERY_S)
     if job["status"] != "succeeded":
         raise CallFailed(f"{job_id} {job['status']}" + (f": {job['error']['message']}" if job["error"] else ""))
+    if job["plan"]:
+        console.print(plan_table(job["plan"]))
+        return
     console.print(f"{job['fine_tuned_model']} is trained; `heed adapters` tells whether it is live.")
 
 

@@ -204,6 +204,10 @@ class JobRequest(Body):
     validation_file: str | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
     integrations: None = None
+    dry_run: bool = Field(
+        False,
+        description="Beyond OpenAI's: answer with such a job's `plan`, its data and its cost; train nothing.",
+    )
 
 
 class ReasonRequest(Body):

@@ -61,6 +61,9 @@ class GatewaySettings(BaseSettings):
     promote_wait_s: float = Field(
         60, ge=0, description="How long a promotion waits to be live before it answers; a swap takes about a second."
     )
+    dry_run_wait_s: float = Field(
+        30, ge=0, description="How long a dry run waits for its plan before it answers; a worker takes a second or two."
+    )
     spare_adapters: int = Field(
         1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."
     )

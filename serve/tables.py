@@ -56,10 +56,36 @@ def prompts_table(prompts: Iterable[Json]) -> Table:
     return table
 
 
+def plan_table(plan: Json) -> Table:
+    """What a dry run found."""
+    data, cost = plan["dataset"], plan["cost"]
+    table = Table(show_header=False, box=None)
+    table.add_row(
+        "train on", f"{data['train']} pairs, {data['replayed']} of them replayed; {data['held_out']} held out"
+    )
+    table.add_row("they come from", _counts(data["by_source"]))
+    table.add_row("left out", _counts(data["dropped"]))
+    table.add_row("votes", f"{data['votes']} of {data['voters']} voters")
+    table.add_row("start", plan["start"] or "the base model")
+    table.add_row("settings", ", ".join(f"{name} {value:g}" for name, value in plan["hyperparameters"].items()))
+    tokens = "" if cost["tokens"] is None else f", {cost['tokens']} tokens"
+    wait = "no job has shown yet how long they take"
+    if cost["from_jobs"]:
+        wait = f"about {_duration(cost['seconds'])} by the last {cost['from_jobs']} jobs"
+    table.add_row("cost", f"{cost['steps']} steps{tokens}, {wait}")
+    for trigger in plan["triggers"]:
+        table.add_row(f"by {trigger['name']}", f"{'due' if trigger['is_due'] else 'not due'}: {trigger['why']}")
+    return table
+
+
 def share(found: Json) -> str:
     if found["share"] is None:
         return "-"
     return f"{found['share']:.0%} ({found['low']:.0%} to {found['high']:.0%}, n = {found['of']})"
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
 
 
 def _plain(found: Json) -> str:

@@ -21,7 +21,7 @@ from feedback.errors import (
     LedgerUnavailable,
     TooFewPairs,
 )
-from trainer import stages
+from trainer import plan, stages
 from trainer.child import RecipeFailed
 from trainer.plan import TrainingFileUnknown
 from trainer.publish import PublishedOtherwise
@@ -72,6 +72,11 @@ async def _work(work: Work) -> Outcome:
     else:
         await work.tell(f"A worker took the job up again, attempt {job.attempts} of {most}", level="warn")
     try:
+        if job.dry_run:
+            await plan.rehearse(work)
+            work.is_ending = True
+            await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
+            return "succeeded"
         adapter = await stages.run(work)
     except (TooFewPairs, TrainingFileUnknown) as refusal:
         code, message = HOPELESS[type(refusal)], str(refusal)

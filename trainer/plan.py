@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from feedback import adapters, caps, files, jobs, pairs, votes
 from feedback.errors import AdapterUnknown, FileUnknown
-from trainer import dataset, hyperparameters, manifest
+from trainer import cost, dataset, hyperparameters, manifest, schedule
 from trainer.dataset import Dataset, Least
 from trainer.manifest import Base, Frozen, Manifest
 from trainer.work import Work
@@ -45,6 +47,36 @@ async def freeze(work: Work) -> Manifest:
     return known
 
 
+async def rehearse(work: Work) -> None:
+    """Keep in the job's record what it would do now: data, start, settings, cost, and which triggers are due.
+
+    Nothing is frozen and no file is written. Raises as `freeze` does.
+    """
+    rows, frozen = await _from_ledger(work) if work.job.training_file == "ledger" else await _from_file(work)
+    known = await _plan(work, await asyncio.to_thread(manifest.describe_base, work.settings.base), frozen)
+    told = {
+        "dataset": {
+            "digest": rows.digest,
+            "train": len(rows.train),
+            "held_out": len(rows.held_out),
+            "by_source": dict(sorted(Counter(pair.source for pair in [*rows.train, *rows.held_out]).items())),
+            **frozen.model_dump(include={"replayed", "dropped", "votes", "voters", "file"}),
+        },
+        "base": known.base.model_dump(include={"revision", "tokenizer", "template"}),
+        "parent": known.parent,
+        "start": known.start,
+        "hyperparameters": known.hyperparameters,
+        "cost": (await work.patiently(lambda: cost.estimate(work.ledger, known))).model_dump(),
+        "triggers": [
+            asdict(each) for each in await work.patiently(lambda: schedule.triggers(work.ledger, work.settings))
+        ],
+    }
+    await work.save(plan=told, dataset_digest=rows.digest, pairs=len(rows.train), held_out=len(rows.held_out))
+    await work.tell(
+        f"Planned {len(rows.train)} pairs to train on and {len(rows.held_out)} held out; nothing was trained"
+    )
+
+
 async def _from_ledger(work: Work) -> tuple[Dataset, Frozen]:
     """Raises TooFewPairs."""
     least = _least(work)
@@ -53,9 +85,10 @@ async def _from_ledger(work: Work) -> tuple[Dataset, Frozen]:
     dataset.refuse_too_few(rows, least)
     if capped:
         rows.dropped["capped"] = capped
-    await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
     taught = [*rows.train, *rows.held_out]
-    await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
+    if not work.job.dry_run:
+        await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
+        await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
     opinions = sorted({opinion for pair in taught for opinion in pair.opinions})
     cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
     waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))

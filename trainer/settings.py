@@ -39,6 +39,12 @@ class WorkshopSettings(BaseSettings):
         ge=0,
         description="Longest wait of a new pair for its job, 0 for no limit: votes are at work by the next day.",
     )
+    train_when_idle_minutes: float = Field(
+        0,
+        ge=0,
+        description="Minutes without an answer that start a job on what is new, 0 for never: where training takes the "
+        "GPU that answers come from, 30 says the office is empty. Requests with store:false are not seen.",
+    )
     max_attempts: int = Field(
         3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."
     )

@@ -29,6 +29,7 @@ async def run(work: Work) -> Adapter:
     await train(work, known)
     verdict = await evaluate(work, known)
     adapter = await release(work, known, verdict)
+    await work.save(seconds=known.seconds)
     await promote(work, adapter)
     return adapter
 

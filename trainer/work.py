@@ -19,6 +19,7 @@ from trainer.settings import WorkshopSettings
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 LEDGER_PAUSE_S = 0.5
 """Between two tries at a ledger that is away: short beside any stage, long beside a refused connection."""
@@ -64,7 +65,8 @@ class Work:
         type: Literal["message", "metrics", "checkpoint"] = "message",
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Add to the job's events. One that nobody gets to see is no reason to stop training."""
+        """Add to the job's events and to the worker's log. An event that nobody gets to see does not stop training."""
+        log.log(LEVELS[level], "%s: %s", self.job.id, message)
         try:
             await jobs.tell(self.ledger, self.job.id, message, level=level, type=type, data=data)
         except LedgerUnavailable as error:

@@ -1,5 +1,6 @@
 """Training runs in the shapes of OpenAI's fine-tuning API, so that its official client can ask for one."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.protocol import JobRequest
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"])
+
+LOOK_EVERY_S = 0.1
 
 EVENTS_READ = 10_000
 """As many as a job keeps."""
@@ -38,8 +41,10 @@ async def create(body: JobRequest, here: Here, _: Operator) -> Json:
         seed=int(time.time()) if body.seed is None else body.seed,
         metadata=body.metadata,
         created=ledger.clock(),
+        dry_run=body.dry_run,
     )
-    return _shown(await jobs.create(ledger, job))
+    await jobs.create(ledger, job)
+    return _shown(await _planned(here, ledger, job.id) if body.dry_run else await jobs.get(ledger, job.id))
 
 
 @router.get("")
@@ -72,6 +77,16 @@ async def checkpoints(job_id: str, here: Here, _: Operator, after: After = None,
     start = next((i + 1 for i, event in enumerate(saved) if _checkpoint_id(event) == after), 0)
     shown = saved[start : start + limit]
     return page([_shown_checkpoint(event, job_id) for event in shown], len(saved) > start + limit)
+
+
+async def _planned(here: Gateway, ledger: Ledger, job_id: str) -> Job:
+    """As it is when it has its plan, or when that takes longer than somebody should wait: a worker may be training."""
+    end = time.monotonic() + here.settings.dry_run_wait_s
+    while True:
+        job = await jobs.get(ledger, job_id)
+        if not job.is_open or time.monotonic() >= end:
+            return job
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _told(here: Gateway, job_id: str) -> list[JobEvent]:
@@ -135,6 +150,9 @@ def _shown(job: Job) -> Json:
         "pairs": job.pairs,
         "held_out_pairs": job.held_out,
         "dataset_digest": job.dataset_digest,
+        "seconds": job.seconds,
+        "dry_run": job.dry_run,
+        "plan": job.plan,
     }
 
 

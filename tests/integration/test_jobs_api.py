@@ -1,5 +1,6 @@
 """Jobs through the official client, unchanged."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from feedback import completions, jobs, votes
 from feedback.connection import Ledger
 from feedback.records import Choice, Completion, new_id, prompt_digest
-from tests.gateways import RunningGateway, running_gateway
+from tests.gateways import RunningGateway, running_gateway, until
 from tests.scripted_engine import scripted_engine
 
 
@@ -79,6 +80,25 @@ async def test_a_finished_job_names_its_adapter(gateway: RunningGateway, ledger:
     done = await client.retrieve(made.id)
     assert (done.status, done.fine_tuned_model) == ("succeeded", "heed-v1-0a1b2c3d")
     assert done.finished_at is not None
+
+
+async def test_a_dry_run_answers_with_its_plan_or_after_its_wait_without(ledger: Ledger, tmp_path: Path) -> None:
+    await vote_on(ledger, 60)
+    asked = {"model": "heed", "training_file": "ledger", "dry_run": True}
+
+    async def plan() -> None:
+        await until(lambda: jobs.open_ids(ledger), "a dry run is asked for")
+        job, token = await jobs.claim(ledger, (await jobs.open_ids(ledger))[0])
+        await jobs.finish(ledger, job.model_copy(update={"plan": {"cost": {"steps": 3}}}), token, "succeeded")
+
+    async with scripted_engine() as engine:
+        async with running_gateway(ledger, tmp_path, engine) as patient:
+            planned, _ = await asyncio.gather(patient.operator.post("/v1/fine_tuning/jobs", json=asked), plan())
+        async with running_gateway(ledger, tmp_path, engine, dry_run_wait_s=0) as impatient:
+            waiting = await impatient.operator.post("/v1/fine_tuning/jobs", json=asked)
+
+    assert planned.json().items() >= {"status": "succeeded", "dry_run": True, "plan": {"cost": {"steps": 3}}}.items()
+    assert waiting.json().items() >= {"status": "queued", "dry_run": True, "plan": None}.items()
 
 
 @pytest.mark.parametrize(
