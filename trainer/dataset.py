@@ -1,47 +1,25 @@
 """Datasets: which pairs a job learns from, and their bytes.
 
-A job takes every pair that no adapter has learnt yet and a few old ones, so that old lessons are kept; with nothing
-new it takes everything. Which half a pair is on was decided by its conversation (feedback.lessons.split_of), for ever.
-The same pairs give the same bytes: rows in order of id, one canonical JSON object a line.
+Which pairs a job takes, and how often, is sampling's (trainer/sampling.py). Which half a pair is on was decided by its
+conversation (feedback.lessons.split_of), for ever. The same ids and pairs give the same bytes: rows in order of id, one
+canonical JSON object a line, a pair drawn twice in two lines.
 """
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from feedback import caps
-from feedback.caps import Caps
+from rapidfuzz.distance import Levenshtein
+
 from feedback.errors import TooFewPairs
 from feedback.records import Message, Pair, canonical, digest
 from feedback.texts import Fault, fault_of, text_of
 from trainer.files import write_whole
+from trainer.sampling import Least
 
-Drop = Fault | Literal["withdrawn", "capped"]
-
-UNCAPPED = Caps()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Ids of pairs, of both halves, new ones and replayed ones; `capped` would have been one or the other."""
-
-    new: list[str]
-    replayed: list[str]
-    capped: int = 0
-
-    @property
-    def ids(self) -> list[str]:
-        return sorted([*self.new, *self.replayed])
-
-
-@dataclass(frozen=True)
-class Least:
-    """How many pairs a dataset must have on each side."""
-
-    train: int
-    held_out: int
+Drop = Fault | Literal["near identical", "duplicate", "withdrawn", "capped"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +27,11 @@ class Dataset:
     train: list[Pair]
     held_out: list[Pair]
     dropped: dict[Drop, int] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """How many different ones there are on each side."""
+        return len({pair.id for pair in self.train}), len({pair.id for pair in self.held_out})
 
     @property
     def train_bytes(self) -> bytes:
@@ -72,64 +55,60 @@ def digest_of(train: bytes, held_out: bytes) -> str:
     return digest(train.decode(), held_out.decode())
 
 
-def choose(
-    standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least, limits: Caps = UNCAPPED
-) -> Selection:
-    """New pairs, old ones by the replay share, and as many more old ones as it takes to have the least.
+def fit(standing: Iterable[Pair], near_identical: float) -> tuple[list[Pair], dict[Drop, int]]:
+    """The pairs that can teach, and how many cannot, by why.
 
-    Old pairs come in an order that the seed shuffles, so that one more vote changes one pair of the selection. What is
-    over a cap is left out last, on each side for itself: neither the lessons nor the gate may be one voter's.
+    Two answers of nearly the same letters push each other's likelihood down together (Razin 2410.08847). A correction
+    is exempt: that it changes little is its worth (Anchored Preference Optimization, 2408.06266). Of pairs about the
+    same texts, up to case and white space, the newest stays, whichever way round it is.
     """
-    chosen = _choose(standing, waiting, replay, seed, least)
-    taken = set(chosen.ids)
-    kept: set[str] = set()
-    for split in ("train", "held_out"):
-        kept |= caps.within([pair for pair in standing if pair.id in taken and pair.split == split], limits)
-    return Selection(
-        new=[i for i in chosen.new if i in kept],
-        replayed=[i for i in chosen.replayed if i in kept],
-        capped=len(taken - kept),
-    )
+    kept: dict[str, Pair] = {}
+    dropped: Counter[Drop] = Counter()
+    for pair in sorted(standing, key=lambda pair: (pair.created, pair.id)):
+        if fault := fault_of(pair):
+            dropped[fault] += 1
+        elif pair.source != "correction" and likeness(pair) > near_identical:
+            dropped["near identical"] += 1
+        else:
+            answers = sorted((_spelt(pair.chosen), _spelt(pair.rejected)))
+            said = canonical([pair.tools, *map(_spelt, pair.prompt), *answers])
+            dropped["duplicate"] += said in kept
+            kept[said] = pair
+    return sorted(kept.values(), key=lambda pair: pair.id), dict(+dropped)
 
 
-def _choose(standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least) -> Selection:
-    unlearnt = set(waiting)
-    new = [pair for pair in standing if pair.id in unlearnt]
-    if not new:
-        return Selection(new=[], replayed=[pair.id for pair in standing])
-    taken = {pair.id for pair in new}
-    old = [pair for pair in standing if pair.id not in taken and fault_of(pair) is None]
-    old.sort(key=lambda pair: digest(str(seed), pair.id))
-    replayed: list[str] = []
-    for split, enough in (("train", least.train), ("held_out", least.held_out)):
-        fresh = sum(pair.split == split for pair in new)
-        count = max(math.ceil(replay * fresh), enough - fresh)
-        replayed += [pair.id for pair in old if pair.split == split][:count]
-    return Selection(new=[pair.id for pair in new], replayed=replayed)
+def likeness(pair: Pair) -> float:
+    """1 less the edits from one answer to the other, as a share of the longer one's letters."""
+    return Levenshtein.normalized_similarity(text_of(pair.chosen) or "", text_of(pair.rejected) or "")
+
+
+def _spelt(message: Message) -> str:
+    return f"{message.get('role')} {' '.join((text_of(message) or '').casefold().split())}"
 
 
 def build(ids: Sequence[str], standing: Iterable[Pair]) -> Dataset:
-    """The rows of a frozen selection. A pair that was withdrawn since it was frozen is left out, and counted."""
+    """The rows of a frozen selection. A pair that was withdrawn since it was frozen is left out, and counted once."""
     by_id = {pair.id: pair for pair in standing}
     train: list[Pair] = []
     held_out: list[Pair] = []
-    dropped: dict[Drop, int] = {}
-    for pair_id in sorted(ids):
+    dropped: Counter[Drop] = Counter()
+    for pair_id, times in sorted(Counter(ids).items()):
         pair = by_id.get(pair_id)
-        fault = "withdrawn" if pair is None else fault_of(pair)
-        if pair is None or fault is not None:
-            assert fault is not None
-            dropped[fault] = dropped.get(fault, 0) + 1
-            continue
-        (held_out if pair.split == "held_out" else train).append(pair)
-    return Dataset(train, held_out, dropped)
+        if pair is None:
+            dropped["withdrawn"] += 1
+        elif fault := fault_of(pair):
+            dropped[fault] += 1
+        else:
+            (held_out if pair.split == "held_out" else train).extend([pair] * times)
+    return Dataset(train, held_out, dict(dropped))
 
 
 def refuse_too_few(dataset: Dataset, least: Least) -> None:
     """Raises TooFewPairs."""
-    if len(dataset.train) < least.train or len(dataset.held_out) < least.held_out:
+    train, held_out = dataset.pairs
+    if train < least.train or held_out < least.held_out:
         raise TooFewPairs(
-            f"{len(dataset.train)} pairs to train on and {len(dataset.held_out)} held out are left after dropping what "
+            f"{train} pairs to train on and {held_out} held out are left after dropping what "
             f"cannot teach; at least {least.train} and {least.held_out} are needed, so vote on more prompts"
         )
 

@@ -22,6 +22,16 @@ REAL: Final[Hyperparameters] = {
 }  # fmt: skip
 
 
+# Pairs until a round counts half. With the pocket model's crowds, which turn from one taste to another between two jobs
+# of 300 pairs (docs/training.md); people rarely change their minds all at once, so a real base forgets over ten jobs of
+# HEED_TRAIN_EVERY_PAIRS.
+TINY_HALF_LIFE, REAL_HALF_LIFE = 100.0, 5000.0
+
+
+def half_life(base_width: int, settings: WorkshopSettings) -> float:
+    return settings.half_life_pairs or (TINY_HALF_LIFE if base_width <= TINY_WIDTH else REAL_HALF_LIFE)
+
+
 def choose(base_width: int, settings: WorkshopSettings, job: Job) -> Hyperparameters:
     """A job's wishes go before the settings, and those before the size of the base. `auto` is no wish."""
     chosen = dict(TINY if base_width <= TINY_WIDTH else REAL)

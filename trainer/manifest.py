@@ -38,7 +38,10 @@ class Base(BaseModel):
 
 
 class Frozen(BaseModel):
-    """The dataset. `pairs` are as frozen in the ledger or read from the file; `train` and `held_out` became rows."""
+    """The dataset. `pairs` are as frozen in the ledger or read from the file; `train` and `held_out` became rows.
+
+    All three name a pair as often as it was drawn.
+    """
 
     digest: str
     file: str | None = Field(None, description="The uploaded file that it was read from; none for the ledger.")

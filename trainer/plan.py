@@ -8,10 +8,14 @@ from typing import Any
 
 from feedback import adapters, caps, files, jobs, pairs, votes
 from feedback.errors import AdapterUnknown, FileUnknown
-from trainer import dataset, hyperparameters, manifest
-from trainer.dataset import Dataset, Least
+from trainer import dataset, hyperparameters, manifest, sampling
+from trainer.dataset import Dataset, Drop
 from trainer.manifest import Base, Frozen, Manifest
+from trainer.sampling import Least, Recent, Replay
 from trainer.work import Work
+
+ROUNDS = 200
+"""Jobs whose pairs are told apart by age; whatever is older has long been outnumbered."""
 
 
 class TrainingFileUnknown(Exception):
@@ -35,10 +39,11 @@ async def freeze(work: Work) -> Manifest:
     known = await _plan(work, base, frozen)
     known.seconds["freeze"] = round(time.monotonic() - began, 3)
     known.write(work.folder)
-    await work.save(dataset_digest=rows.digest, pairs=len(rows.train), held_out=len(rows.held_out))
+    train, held_out = rows.pairs
+    await work.save(dataset_digest=rows.digest, pairs=train, held_out=held_out)
     dropped = ", ".join(f"{count} {reason}" for reason, count in known.dataset.dropped.items())
     await work.tell(
-        f"Dataset frozen: {len(rows.train)} pairs to train on, {len(rows.held_out)} held out, "
+        f"Dataset frozen: {train} pairs to train on, {held_out} held out, "
         f"{frozen.replayed} of them old, {dropped or 'none'} dropped",
         data={"stage": "freeze", "seconds": known.seconds["freeze"], "dataset_digest": rows.digest},
     )
@@ -47,14 +52,12 @@ async def freeze(work: Work) -> Manifest:
 
 async def _from_ledger(work: Work) -> tuple[Dataset, Frozen]:
     """Raises TooFewPairs."""
-    least = _least(work)
-    ids, replayed, capped = await _select(work, least)
-    rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
-    dataset.refuse_too_few(rows, least)
-    if capped:
-        rows.dropped["capped"] = capped
+    ids, replayed, dropped = await _select(work)
+    rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, sorted(set(ids)))))
+    rows.dropped.update(dropped)
+    dataset.refuse_too_few(rows, _least(work))
     await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
-    taught = [*rows.train, *rows.held_out]
+    taught = list({pair.id: pair for pair in [*rows.train, *rows.held_out]}.values())
     await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
     opinions = sorted({opinion for pair in taught for opinion in pair.opinions})
     cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
@@ -81,8 +84,10 @@ async def _from_file(work: Work) -> tuple[Dataset, Frozen]:
         found = await asyncio.to_thread(files.rows, work.ledger, file)
     except FileUnknown as unknown:
         raise TrainingFileUnknown(str(unknown)) from None
+    found, dropped = dataset.fit(found, work.settings.near_identical)
     ids = sorted(pair.id for pair in found)
     rows = dataset.build(ids, found)
+    rows.dropped.update(dropped)
     dataset.refuse_too_few(rows, _least(work))
     return rows, _frozen(rows, ids, file=file.id, file_sha256=file.sha256)
 
@@ -102,26 +107,34 @@ def _least(work: Work) -> Least:
     return Least(work.ledger.settings.min_pairs, work.ledger.settings.min_held_out_pairs)
 
 
-async def _select(work: Work, least: Least) -> tuple[list[str], int, int]:
-    """Ids of the job's pairs, how many of them are replayed, and how many were over a cap.
+async def _select(work: Work) -> tuple[list[str], int, dict[Drop, int]]:
+    """Ids of the job's pairs, how many of them are replayed, and how many others were left out.
 
-    A job has those that it froze first; what was capped then is no longer known.
+    A job has those that it froze first; what was left out then is no longer known.
     """
     frozen = await work.patiently(lambda: jobs.frozen(work.ledger, work.job.id))
+    waiting = await work.patiently(lambda: pairs.waiting(work.ledger))
     if frozen:
-        waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
-        return frozen, sum(pair_id not in waiting for pair_id in frozen), 0
+        return frozen, len(set(frozen) - set(waiting)), {}
     await work.patiently(lambda: pairs.settle_and_judge(work.ledger))
+    waiting = await work.patiently(lambda: pairs.waiting(work.ledger))
     everything = await work.patiently(lambda: pairs.ids(work.ledger))
-    selection = dataset.choose(
-        await work.patiently(lambda: pairs.get_many(work.ledger, everything)),
-        await work.patiently(lambda: pairs.waiting(work.ledger)),
-        work.settings.replay,
-        work.job.seed,
-        least,
-        caps.of(work.ledger.settings),
-    )
-    return selection.ids, len(selection.replayed), selection.capped
+    standing = await work.patiently(lambda: pairs.get_many(work.ledger, everything))
+    found, dropped = dataset.fit(standing, work.settings.near_identical)
+    limits = caps.of(work.ledger.settings)
+    chosen = sampling.choose(found, waiting, await _how(work), work.job.seed, _least(work), limits)
+    if chosen.capped:
+        dropped["capped"] = chosen.capped
+    return chosen.ids, chosen.replayed, dropped
+
+
+async def _how(work: Work) -> Recent | Replay:
+    if work.settings.start == "warm":
+        return Replay(work.settings.replay)
+    width = await asyncio.to_thread(_width, work.settings.base)
+    learnt, _ = await work.patiently(lambda: jobs.page(work.ledger, limit=ROUNDS))
+    ended = [job.started for job in learnt if job.status == "succeeded" and job.started is not None]
+    return Recent(hyperparameters.half_life(width, work.settings), work.settings.dataset_pairs, ended)
 
 
 async def _plan(work: Work, base: Base, frozen: Frozen) -> Manifest:
@@ -134,7 +147,7 @@ async def _plan(work: Work, base: Base, frozen: Frozen) -> Manifest:
         dataset=frozen,
         base=base,
         parent=parent,
-        start=parent if work.settings.start == "live" else None,
+        start=parent if work.settings.start == "warm" else None,
         hyperparameters=hyperparameters.choose(width, work.settings, work.job),
         seed=work.job.seed,
         versions=manifest.versions(),

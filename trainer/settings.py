@@ -40,11 +40,35 @@ class WorkshopSettings(BaseSettings):
         3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."
     )
 
-    start: Literal["live", "base"] = Field(
-        "live", description="What a job's adapter starts from; the reference of DPO is the base in both cases."
+    start: Literal["base", "warm"] = Field(
+        "base",
+        description="What a job's adapter starts from. base: nothing, and all standing pairs take part, so that a vote "
+        "withdrawn or a voter erased is out of the next adapter altogether. warm: the live adapter's weights and what "
+        "is new, for bases so large that all pairs take too long. DPO's reference is the base in both cases.",
+    )
+    half_life_pairs: float | None = Field(
+        None,
+        gt=0,
+        description="From the base: pairs that come after a round until its own count half; without it, by the size of "
+        "the base.",
+    )
+    dataset_pairs: int = Field(
+        20_000,
+        ge=1,
+        description="From the base: about how many pairs a job takes of each half; more take longer than a day's votes "
+        "wait on one GPU.",
     )
     replay: float = Field(
-        0.1, ge=0, description="Old pairs trained on again, as a share of the new ones, so that old lessons are kept."
+        0.1,
+        ge=0,
+        description="Warm: old pairs trained on again, as a share of the new ones, so that old lessons are kept.",
+    )
+    near_identical: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Pairs whose answers are more alike than this (1 less the share of letters to edit) are dropped: "
+        "of twenty words one differs, and most of what one answer is taught the other is taught too.",
     )
     gate_tolerance: float = Field(
         0.03, ge=0, lt=1, description="Held-out accuracy that a candidate may lose however sure the loss is."
