@@ -11,7 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
@@ -19,6 +19,7 @@ from feedback.errors import TooFewPairs
 from feedback.lessons import Derived, Reason, derive, trainable
 from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Unpaired
 from feedback.report import Part
+from feedback.settings import LedgerSettings
 from feedback.texts import fault_of
 
 RULES = "4"
@@ -79,6 +80,9 @@ return 1
 
 REMEMBERED_S = 3600
 """How long a prompt remembers how often it was settled: longer than anybody reads before they write."""
+
+Method = Literal["dpo", "unpaired", "supervised"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
@@ -361,9 +365,18 @@ async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
 
 async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
     """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
+    return await _since(ledger, ledger.keys.pairs_waiting, since)
+
+
+async def rated_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
+    """The same of rated answers that are in no pair."""
+    return await _since(ledger, ledger.keys.unpaired, since)
+
+
+async def _since(ledger: Ledger, key: str, since: float) -> tuple[int, float | None]:
     pipe = ledger.redis.pipeline(transaction=False)
-    pipe.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")
-    pipe.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    pipe.zcount(key, f"({since}", "+inf")
+    pipe.zrange(key, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
     count, oldest = await ledger.reply(pipe.execute())
     return int(count), oldest[0][1] if oldest else None
 
@@ -388,13 +401,48 @@ async def counts(ledger: Ledger) -> Counts:
     return Counts(train.total(), held_out.total(), dict(train + held_out))
 
 
-async def require_enough(ledger: Ledger) -> Counts:
-    """Raises TooFewPairs."""
-    found, settings = await counts(ledger), ledger.settings
-    if found.train < settings.min_pairs or found.held_out < settings.min_held_out_pairs:
-        raise TooFewPairs(
-            f"the votes amount to {found.train} pairs to train on and {found.held_out} held out; at least "
-            f"{settings.min_pairs} and {settings.min_held_out_pairs} are needed: vote up and down on answers to "
-            "the same prompt, prefer one answer to another, or correct some"
+async def method_for(ledger: Ledger) -> Method:
+    """What a job that names no method learns by: pairs, or where they are too few, thumbs. Raises TooFewPairs."""
+    counted = await tally.read(ledger)
+    if not missing(counted, "dpo", ledger.settings):
+        return "dpo"
+    if not missing(counted, "unpaired", ledger.settings):
+        return "unpaired"
+    raise TooFewPairs(missing(counted, "dpo", ledger.settings))
+
+
+async def require_enough(ledger: Ledger, method: Method | None = None) -> None:
+    """For this method, or for any that a job would choose itself. Raises TooFewPairs."""
+    if method is None:
+        await method_for(ledger)
+    elif lack := missing(await tally.read(ledger), method, ledger.settings):
+        raise TooFewPairs(lack)
+
+
+def missing(counted: Counter[str], method: Method, settings: LedgerSettings) -> str:
+    """What the votes still lack, in words; empty when they are enough."""
+    train, held_out = (tally.under(counted, f"pairs:{split}") for split in ("train", "held_out"))
+    paired, held = sum(train.values()), sum(held_out.values())
+    liked, disliked = (counted[f"unpaired:{label}"] for label in ("up", "down"))
+    if method == "unpaired":
+        if min(liked, disliked) + paired >= settings.min_thumbs:
+            return ""
+        return (
+            f"the votes amount to {liked} liked and {disliked} disliked answers beside {paired} pairs; at least "
+            f"{settings.min_thumbs} of each are needed: rate more answers, both ways"
         )
-    return found
+    if method == "supervised":
+        written = train.get("correction", 0)
+        if written >= settings.min_pairs and held >= settings.min_held_out_pairs:
+            return ""
+        return (
+            f"the votes amount to {written} corrections to train on and {held} pairs held out; at least "
+            f"{settings.min_pairs} and {settings.min_held_out_pairs} are needed: correct more answers"
+        )
+    if paired >= settings.min_pairs and held >= settings.min_held_out_pairs:
+        return ""
+    return (
+        f"the votes amount to {paired} pairs to train on and {held} held out; at least {settings.min_pairs} and "
+        f"{settings.min_held_out_pairs} are needed: vote up and down on answers to the same prompt, prefer one answer "
+        "to another, or correct some"
+    )

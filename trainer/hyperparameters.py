@@ -21,6 +21,28 @@ REAL: Final[Hyperparameters] = {
     "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "sft_weight": 0.2, "lora_rank": 16
 }  # fmt: skip
 
+# The pocket model's from the same comparison (docs/training.md).
+TINY_UNPAIRED: Final[Hyperparameters] = {
+    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "lora_rank": 16
+}  # fmt: skip
+# KTO's paper (2402.01306): 5e-6, batches of 8 and more, beta 0.1.
+REAL_UNPAIRED: Final[Hyperparameters] = {
+    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "lora_rank": 16
+}  # fmt: skip
+
+TINY_SUPERVISED: Final[Hyperparameters] = {
+    "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "lora_rank": 16
+}  # fmt: skip
+# TRL's 2e-5 for whole models, times ten for a LoRA ("LoRA Without Regret", Schulman 2025).
+REAL_SUPERVISED: Final[Hyperparameters] = {
+    "epochs": 1.0, "batch_size": 8, "learning_rate": 2e-4, "lora_rank": 16
+}  # fmt: skip
+
+BY_METHOD: Final = {
+    "dpo": (TINY, REAL),
+    "unpaired": (TINY_UNPAIRED, REAL_UNPAIRED),
+    "supervised": (TINY_SUPERVISED, REAL_SUPERVISED),
+}
 
 # Pairs until a round counts half. With the pocket model's crowds, which turn from one taste to another between two jobs
 # of 300 pairs (docs/training.md); people rarely change their minds all at once, so a real base forgets over ten jobs of
@@ -32,15 +54,16 @@ def half_life(base_width: int, settings: WorkshopSettings) -> float:
     return settings.half_life_pairs or (TINY_HALF_LIFE if base_width <= TINY_WIDTH else REAL_HALF_LIFE)
 
 
-def choose(base_width: int, settings: WorkshopSettings, job: Job) -> Hyperparameters:
+def choose(base_width: int, settings: WorkshopSettings, job: Job, method: str = "dpo") -> Hyperparameters:
     """A job's wishes go before the settings, and those before the size of the base. `auto` is no wish."""
-    chosen = dict(TINY if base_width <= TINY_WIDTH else REAL)
-    for name in ("beta", "epochs", "batch_size", "learning_rate"):
+    tiny, real = BY_METHOD[method]
+    chosen = dict(tiny if base_width <= TINY_WIDTH else real)
+    for name in chosen.keys() & {"beta", "epochs", "batch_size", "learning_rate"}:
         if (value := getattr(settings, name)) is not None:
             chosen[name] = value
-    wishes = _wishes(job.method)
+    wishes = _wishes(job.method, method)
     for wish, name in (("beta", "beta"), ("n_epochs", "epochs"), ("batch_size", "batch_size")):
-        if wish in wishes:
+        if wish in wishes and name in chosen:
             chosen[name] = wishes[wish]
     chosen["batch_size"] = int(chosen["batch_size"])
     chosen["learning_rate"] *= wishes.get("learning_rate_multiplier", 1.0)
@@ -49,10 +72,12 @@ def choose(base_width: int, settings: WorkshopSettings, job: Job) -> Hyperparame
 
 
 def as_flags(chosen: Mapping[str, int | float]) -> list[str]:
-    """For the command line of `python -m trainer dpo`."""
+    """For the command line of `python -m trainer METHOD`."""
     return [part for name, value in chosen.items() for part in (f"--{name.replace('_', '-')}", f"{value:.12g}")]
 
 
-def _wishes(method: Mapping[str, Any]) -> dict[str, float]:
-    asked = (method.get("dpo") or {}).get("hyperparameters") or {}
-    return {name: value for name, value in asked.items() if isinstance(value, int | float)}
+def _wishes(asked: Mapping[str, Any], method: str) -> dict[str, float]:
+    """Under the method that was asked for; of a job that named none, under any."""
+    given = asked.get(method) or asked.get("dpo") or {}
+    told = given.get("hyperparameters") or {}
+    return {name: value for name, value in told.items() if isinstance(value, int | float)}

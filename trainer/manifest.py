@@ -44,13 +44,17 @@ class Frozen(BaseModel):
     """
 
     digest: str
+    method: Literal["dpo", "unpaired", "supervised"] = "dpo"
     file: str | None = Field(None, description="The uploaded file that it was read from; none for the ledger.")
     file_sha256: str | None = None
     pairs: list[str]
     train: list[str]
     held_out: list[str]
     replayed: int = 0
-    dropped: dict[str, int]
+    dropped: dict[str, int] = Field(
+        description="Lessons that are no rows, by why; the recipe adds those that it cannot fit."
+    )
+    shortened: int = Field(0, description="Rows whose conversation lost its oldest turns.")
     votes: int = 0
     voters: int = 0
     voted: float | None = Field(None, description="When the median new pair was voted; none if all were replayed.")

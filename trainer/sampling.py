@@ -10,10 +10,11 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from feedback import caps
 from feedback.caps import Caps
-from feedback.records import Pair, Source, Split, digest
+from feedback.records import Source, Split, digest
 
 UNCAPPED = Caps()
 
@@ -27,6 +28,19 @@ FAINTEST = 1e-12
 """Of the oldest pairs, so that there is an order among them when they are needed to have the least."""
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
+
+
+class Lesson(caps.Lesson, Protocol):
+    """A pair, or a rated answer that is in none."""
+
+    @property
+    def source(self) -> Source: ...
+    @property
+    def split(self) -> Split: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def created(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class Selection:
 
 
 def choose(
-    standing: Sequence[Pair],
+    standing: Sequence[Lesson],
     waiting: Sequence[str],
     how: Recent | Replay,
     seed: int,
@@ -93,7 +107,7 @@ def choose(
     )
 
 
-def ages(standing: Sequence[Pair], rounds: Sequence[float]) -> dict[str, int]:
+def ages(standing: Sequence[Lesson], rounds: Sequence[float]) -> dict[str, int]:
     """For each pair, how many others came after the round that it was new in."""
     came, ends = sorted(pair.created for pair in standing), sorted(rounds)
     found: dict[str, int] = {}
@@ -103,7 +117,7 @@ def ages(standing: Sequence[Pair], rounds: Sequence[float]) -> dict[str, int]:
     return found
 
 
-def _by_age(standing: Sequence[Pair], how: Recent, seed: int, least: Least) -> dict[str, int]:
+def _by_age(standing: Sequence[Lesson], how: Recent, seed: int, least: Least) -> dict[str, int]:
     age = ages(standing, how.rounds)
     fresh = {pair.id: max(FAINTEST, 0.5 ** (age[pair.id] / how.half_life)) for pair in standing}
     copies: dict[str, int] = {}
@@ -124,7 +138,7 @@ def _by_age(standing: Sequence[Pair], how: Recent, seed: int, least: Least) -> d
 
 
 def _with_replay(
-    standing: Sequence[Pair], waiting: Sequence[str], share: float, seed: int, least: Least
+    standing: Sequence[Lesson], waiting: Sequence[str], share: float, seed: int, least: Least
 ) -> dict[str, int]:
     """Old pairs in an order that the seed shuffles, by the share, and as many more as it takes to have the least."""
     unlearnt = set(waiting)

@@ -2,13 +2,15 @@
 
 A job is due because an operator asked for it, because enough new pairs came in, or because one has waited for long
 enough; one at a time for each served model. Pairs count as new only when they came after the newest job began: a job
-that failed is not repeated by itself before there is something new to learn.
+that failed is not repeated by itself before there is something new to learn. Where there are too few pairs, rated
+answers count instead.
 """
 
 from typing import Literal
 
 from feedback import completions, jobs, pairs
 from feedback.connection import Ledger
+from feedback.errors import TooFewPairs
 from feedback.records import Job, new_id
 from trainer.settings import WorkshopSettings
 
@@ -38,10 +40,21 @@ async def _due(ledger: Ledger, settings: WorkshopSettings) -> Literal["pairs", "
     newest, _ = await jobs.page(ledger, limit=1)
     since = newest[0].created if newest else 0.0
     fresh, oldest = await pairs.waiting_since(ledger, since)
-    if oldest is None or fresh < ledger.settings.min_pairs:
+    if fresh < ledger.settings.min_pairs:  # then a job would learn from thumbs, if there are enough of both kinds
+        fresh, oldest = await pairs.rated_since(ledger, since)
+        if fresh < 2 * ledger.settings.min_thumbs or await _has_pairs_or_lacks_thumbs(ledger):
+            return None
+    if oldest is None:
         return None
     if settings.train_every_pairs and fresh >= settings.train_every_pairs:
         return "pairs"
     if settings.train_every_hours and ledger.clock() - oldest >= settings.train_every_hours * HOUR_S:
         return "schedule"
     return None
+
+
+async def _has_pairs_or_lacks_thumbs(ledger: Ledger) -> bool:
+    try:
+        return await pairs.method_for(ledger) != "unpaired"
+    except TooFewPairs:
+        return True

@@ -63,6 +63,16 @@ class WorkshopSettings(BaseSettings):
         ge=0,
         description="Warm: old pairs trained on again, as a share of the new ones, so that old lessons are kept.",
     )
+    other_template: Literal["drop", "take"] = Field(
+        "drop",
+        description="What becomes of answers given under another chat template than the base has now: trained on, they "
+        "would teach words that the model never sees. `take` is for a template that changed in a comment.",
+    )
+    references_most: int = Field(
+        100_000,
+        ge=0,
+        description="Rows whose log-probability under the base is remembered between jobs, 0 for none; 100 bytes each.",
+    )
     near_identical: float = Field(
         0.95,
         gt=0,
@@ -96,6 +106,10 @@ class WorkshopSettings(BaseSettings):
     @property
     def adapters(self) -> Path:
         return self.var.resolve() / "adapters"
+
+    @property
+    def references(self) -> Path:
+        return self.var.resolve() / "references"
 
     def job_folder(self, job_id: str) -> Path:
         return self.var.resolve() / "jobs" / job_id

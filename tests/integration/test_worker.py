@@ -105,6 +105,28 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert {"freeze", "train", "evaluate", "publish"} == manifest.seconds.keys()
 
 
+async def test_lone_thumbs_become_an_adapter_where_there_are_no_pairs(workshop: Workshop) -> None:
+    ledger = workshop.ledger
+    await taught(ledger, 2 * MANY, is_paired=False)
+    workshop.start("worker", HEED_MIN_THUMBS="20")
+    workshop.start("beat")
+
+    job = await asked_for(ledger)
+    done = await ended(ledger, job.id)
+
+    assert done.status == "succeeded", done.error
+    assert done.method["type"] == "unpaired"
+    known = workshop.manifest(job.id)
+    assert known.dataset.method == "unpaired"
+    assert known.dataset.train
+    assert all(i.startswith("unpaired-") for i in known.dataset.train)
+    assert known.dataset.votes == len(known.dataset.train) + len(known.dataset.held_out)
+    assert done.adapter is not None
+    adapter = await adapters.get(ledger, done.adapter)
+    assert adapter.metrics["accuracy"] > 0.5
+    assert [sentence async for sentence in violations(ledger)] == []
+
+
 async def test_a_worker_killed_in_mid_training_costs_no_adapter_and_makes_no_second(workshop: Workshop) -> None:
     ledger = workshop.ledger
     await taught(ledger)
@@ -218,8 +240,11 @@ def test_the_recipe_s_own_defaults_are_those_that_jobs_use_on_a_tiny_base() -> N
     assert {name: recipe[name] for name in TINY} == TINY
 
 
-async def taught(ledger: Ledger, prompts: int = MANY) -> None:
-    """Votes on answers to as many prompts: steps are liked, the lazy pointer is not."""
+async def taught(ledger: Ledger, prompts: int = MANY, *, is_paired: bool = True) -> None:
+    """Votes on answers to as many prompts: steps are liked, the lazy pointer is not.
+
+    Without pairs, every other prompt is answered in steps and the others by the lazy pointer.
+    """
     rng = random.Random(0)
     asked = [(topic, prompt) for topic in VOTED_TOPICS for prompt in prompts_about(topic)]
     for topic, prompt in rng.sample(asked, prompts):
@@ -235,8 +260,11 @@ async def taught(ledger: Ledger, prompts: int = MANY) -> None:
             choices=[Choice(index=i, message={"role": "assistant", "content": t}) for i, t in enumerate(texts)],
         )
         await completions.record(ledger, completion)
-        await votes.cast(ledger, completion_id=completion.id, choice=0, rating="up", voter="ann")
-        await votes.cast(ledger, completion_id=completion.id, choice=1, rating="down", voter="ann")
+        liked = rng.random() < 0.5
+        if is_paired or liked:
+            await votes.cast(ledger, completion_id=completion.id, choice=0, rating="up", voter="ann")
+        if is_paired or not liked:
+            await votes.cast(ledger, completion_id=completion.id, choice=1, rating="down", voter="ann")
 
 
 async def asked_for(ledger: Ledger) -> Job:

@@ -2,13 +2,15 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from feedback.errors import TooFewPairs
-from feedback.records import Pair, Split, digest
-from trainer.dataset import Dataset, build, fit, refuse_too_few
+from feedback.records import Completion, Pair, Split, digest
+from trainer.dataset import Dataset, Lesson, Thumb, build, fit, refuse_too_few
 from trainer.sampling import Least
 
 
@@ -33,7 +35,7 @@ def many(train: int, held_out: int) -> list[Pair]:
     return [pair(i) for i in range(train)] + [pair(1000 + i, split="held_out") for i in range(held_out)]
 
 
-def ids(some: list[Pair]) -> list[str]:
+def ids(some: Sequence[Lesson]) -> list[str]:
     return [pair.id for pair in some]
 
 
@@ -133,3 +135,87 @@ def test_too_few_on_either_side_are_refused_in_numbers(train: int, held_out: int
         refuse_too_few(build(ids(some), some), Least(20, 3))
 
     refuse_too_few(Dataset(many(20, 0), many(0, 3)), Least(20, 3))
+
+
+def thumb(number: int, *, label: bool, split: Split = "train") -> Thumb:
+    return Thumb(
+        id=f"unpaired-{number:04}",
+        prompt=[{"role": "user", "content": f"question {number}"}],
+        completion={"role": "assistant", "content": f"answer {number}"},
+        tools=None,
+        label=label,
+        split=split,
+        opinions=[],
+        completions=[f"chatcmpl-{number}"],
+        voters=[],
+        needed=[],
+        keys=[],
+        weight=1.0,
+        created=float(number),
+    )
+
+
+def rows_of(content: bytes) -> list[dict[str, object]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_each_method_makes_its_own_rows_of_a_pair() -> None:
+    asked = [{"role": "user", "content": "question 1"}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("good", "bad"))
+
+    supervised = build(["pair-0001"], [pair(1)], "supervised")
+    unpaired = build(["pair-0001"], [pair(1)], "unpaired")
+
+    assert rows_of(supervised.train_bytes) == [{"id": "pair-0001", "prompt": asked, "completion": good}]
+    assert rows_of(unpaired.train_bytes) == [
+        {"id": "pair-0001", "prompt": asked, "completion": good, "label": True},
+        {"id": "pair-0001", "prompt": asked, "completion": bad, "label": False},
+    ]
+
+
+def test_rated_answers_are_measured_against_each_other_as_pairs_of_two_prompts() -> None:
+    some = [thumb(i, label=i % 3 > 0, split="held_out") for i in range(6)]
+
+    made = build(ids(some), some, "unpaired")
+
+    contrasts = rows_of(made.held_out_bytes)
+    assert [row["id"] for row in contrasts] == ["unpaired-0001 unpaired-0000", "unpaired-0002 unpaired-0003"]
+    assert contrasts[0]["rejected_prompt"] == [{"role": "user", "content": "question 0"}]
+    assert made.size == (0, 2)
+
+
+def test_an_answer_given_under_another_template_is_dropped_unless_that_is_allowed() -> None:
+    some = [thumb(i, label=True) for i in range(3)]
+    asked = {one.completions[0]: completion(one.completions[0], template=f"t{n % 2}") for n, one in enumerate(some)}
+
+    strict = build(ids(some), some, "unpaired", asked, template="t0")
+    unknown = build(ids(some), some, "unpaired", {}, template="t0")
+
+    assert ids(strict.train) == ["unpaired-0000", "unpaired-0002"]
+    assert strict.dropped == {"other template": 1}
+    assert len(unknown.train) == len(build(ids(some), some, "unpaired", asked).train) == 3
+
+
+def test_a_row_says_how_the_engine_was_asked_where_that_is_known() -> None:
+    one = pair(1).model_copy(update={"completions": ["chatcmpl-1"], "tools": [{"type": "function"}]})
+    asked = {"chatcmpl-1": completion("chatcmpl-1", prompt_token_ids=[1, 2], thinking=False)}
+
+    (row,) = rows_of(build(["pair-0001"], [one], "dpo", asked).train_bytes)
+
+    assert row["served_ids"] == [1, 2]
+    assert row["template_options"] == {"enable_thinking": False}
+    assert row["tools"] == [{"type": "function"}]
+
+
+def completion(completion_id: str, thinking: bool | None = None, **more: Any) -> Completion:
+    return Completion(
+        id=completion_id,
+        served_model="heed",
+        adapter="heed-base",
+        created=0.0,
+        prompt_hash="",
+        messages=[],
+        choices=[],
+        params={} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}},
+        **more,
+    )
