@@ -11,31 +11,34 @@ Hyperparameters = dict[str, int | float]
 TINY_WIDTH = 512
 """A hidden size up to here is a pocket model; the smallest chat models people use are about 900 wide."""
 
-# The recipe's own defaults, compared with the pocket model on topics kept out of the votes (docs/benchmarks.md).
+# The recipe's own defaults, compared with the pocket model on topics kept out of the votes (docs/benchmarks.md). Its
+# longest row has a fifth of 512 tokens.
 TINY: Final[Hyperparameters] = {
-    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 2.0, "lora_rank": 16
+    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 2.0, "lora_rank": 16,
+    "max_length": 512,
 }  # fmt: skip
 # TRL's LoRA rate for DPO (5e-6 in trl/scripts/dpo.py), one pass as over-optimisation begins within the first (Rafailov
-# 2406.02900), and Llama 3's likelihood term of 0.2.
+# 2406.02900), and Llama 3's likelihood term of 0.2. Chats with a long history fit in 2048 tokens.
 REAL: Final[Hyperparameters] = {
-    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "sft_weight": 0.2, "lora_rank": 16
+    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "sft_weight": 0.2, "lora_rank": 16,
+    "max_length": 2048,
 }  # fmt: skip
 
-# The pocket model's from the same comparison (docs/training.md).
+# As DPO's, see docs/training.md for what became of the pocket model.
 TINY_UNPAIRED: Final[Hyperparameters] = {
-    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "lora_rank": 16
+    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "lora_rank": 16, "max_length": 512
 }  # fmt: skip
 # KTO's paper (2402.01306): 5e-6, batches of 8 and more, beta 0.1.
 REAL_UNPAIRED: Final[Hyperparameters] = {
-    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "lora_rank": 16
+    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "lora_rank": 16, "max_length": 2048
 }  # fmt: skip
 
 TINY_SUPERVISED: Final[Hyperparameters] = {
-    "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "lora_rank": 16
+    "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "lora_rank": 16, "max_length": 512
 }  # fmt: skip
 # TRL's 2e-5 for whole models, times ten for a LoRA ("LoRA Without Regret", Schulman 2025).
 REAL_SUPERVISED: Final[Hyperparameters] = {
-    "epochs": 1.0, "batch_size": 8, "learning_rate": 2e-4, "lora_rank": 16
+    "epochs": 1.0, "batch_size": 8, "learning_rate": 2e-4, "lora_rank": 16, "max_length": 2048
 }  # fmt: skip
 
 BY_METHOD: Final = {
@@ -44,10 +47,10 @@ BY_METHOD: Final = {
     "supervised": (TINY_SUPERVISED, REAL_SUPERVISED),
 }
 
-# Pairs until a round counts half. With the pocket model's crowds, which turn from one taste to another between two jobs
-# of 300 pairs (docs/training.md); people rarely change their minds all at once, so a real base forgets over ten jobs of
-# HEED_TRAIN_EVERY_PAIRS.
-TINY_HALF_LIFE, REAL_HALF_LIFE = 100.0, 5000.0
+# Pairs that come after a round until its own count half. The pocket model's crowds turn from one taste to another between
+# two jobs of 300 pairs (docs/training.md). People rarely change their minds all at once, so a real base forgets over ten
+# jobs of HEED_TRAIN_EVERY_PAIRS: an estimate, not a measurement.
+TINY_HALF_LIFE, REAL_HALF_LIFE = 50.0, 5000.0
 
 
 def half_life(base_width: int, settings: WorkshopSettings) -> float:

@@ -74,6 +74,7 @@ class Manifest(BaseModel):
     base: Base
     parent: str | None = Field(description="Adapter that was live when the dataset was frozen; the gate's yardstick.")
     start: str | None = Field(description="Adapter whose weights training starts from; none for a fresh one.")
+    half_life_pairs: float | None = Field(None, description="By which its pairs were drawn; none for a warm start.")
     hyperparameters: dict[str, int | float]
     seed: int
     versions: dict[str, str]

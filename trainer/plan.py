@@ -53,6 +53,7 @@ async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
         base=base,
         parent=parent,
         start=parent if work.settings.start == "warm" else None,
+        half_life_pairs=None if work.settings.start == "warm" else hyperparameters.half_life(width, work.settings),
         hyperparameters=hyperparameters.choose(width, work.settings, work.job, frozen.method),
         seed=work.job.seed,
         versions=manifest.versions(),

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback import caps
 from feedback.lessons import derive
+from feedback.pairs import METHODS, Method
 from feedback.records import Choice, Completion, Pair, Vote, digest, prompt_digest
 from feedback.settings import LedgerSettings
 from tests.processes import ROOT
@@ -72,8 +73,8 @@ class Pocket:
             found += self._tokenizer.batch_decode(made[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         return found
 
-    def trained(self, rows: bytes, init: Path | None, flags: Sequence[str]) -> Path:
-        place = self._folder / digest(rows.decode(), str(init), *flags)[:16]
+    def trained(self, method: str, rows: bytes, init: Path | None, flags: Sequence[str]) -> Path:
+        place = self._folder / digest(method, rows.decode(), str(init), *flags)[:16]
         train = place / "train.jsonl"
         if not (place / "adapter").is_dir():
             place.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ class Pocket:
             if init:
                 named["--init"] = init
             options = [part for name, value in named.items() for part in (name, str(value))]
-            command = [sys.executable, "-m", "trainer", "dpo", *options, "--progress", "jsonl", *flags]
+            command = [sys.executable, "-m", "trainer", method, *options, "--progress", "jsonl", *flags]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return place / "adapter"
 
@@ -123,7 +124,9 @@ def voted(pocket: Pocket, crowd: Crowd, live: Path | None, votes: int, nth: int)
     return [pair for some in thumbs.values() for pair in derive(some, asked, LEDGER.held_out_share).pairs]
 
 
-def turn(pocket: Pocket, history: History, taste: Habit, how: str, votes: int, flags: Sequence[str]) -> tuple[int, int]:
+def turn(
+    pocket: Pocket, history: History, taste: Habit, how: str, votes: int, method: Method, flags: Sequence[str]
+) -> tuple[int, int]:
     """One round; returns how many rows were trained on and how many of those are of earlier rounds."""
     nth = len(history.rounds)
     fresh = {p.id: p for p in voted(pocket, Crowd(taste, NOISE, VOTERS, history.seed), history.live, votes, nth)}
@@ -138,9 +141,9 @@ def turn(pocket: Pocket, history: History, taste: Habit, how: str, votes: int, f
         Least(LEDGER.min_pairs, LEDGER.min_held_out_pairs),
         caps.of(LEDGER),
     )
-    rows = dataset.build(drawn.ids, standing)
+    rows = dataset.build(drawn.ids, standing, method)
     history.rounds.append(1e6 * (nth + 2) - 1)
-    history.live = pocket.trained(rows.train_bytes, None if half_life else history.live, flags)
+    history.live = pocket.trained(method, rows.train_bytes, None if half_life else history.live, flags)
     return len(rows.train), sum(pair.id not in fresh for pair in rows.train)
 
 
@@ -157,6 +160,7 @@ def main() -> None:
     parser.add_argument("--how", default="50,100,200,warm")
     parser.add_argument("--votes", type=int, default=1400)
     parser.add_argument("--measured", type=int, default=260)
+    parser.add_argument("--method", choices=METHODS, default="dpo", help="unpaired: both answers of each pair, apart")
     parser.add_argument("--flags", default="")
     parser.add_argument("--keep", type=Path, help="Where what was trained stays; default nowhere")
     told = parser.parse_args()
@@ -169,7 +173,7 @@ def main() -> None:
             for how in told.how.split(","):
                 history = History(seed)
                 for taste in told.tastes.split(","):
-                    rows, old = turn(pocket, history, taste, how, told.votes, told.flags.split())
+                    rows, old = turn(pocket, history, taste, how, told.votes, told.method, told.flags.split())
                     shares = shown(pocket, history.live, asked, seed)
                     cells = " | ".join(f"{shares.of(habit):.1%}" for habit in SHOWN)
                     print(f"| {how} | {seed} | {taste} | {rows} | {old} | {cells} |", flush=True)
