@@ -47,9 +47,9 @@ BY_METHOD: Final = {
     "supervised": (TINY_SUPERVISED, REAL_SUPERVISED),
 }
 
-# Pairs that come after a round until its own count half. The pocket model's crowds turn from one taste to another between
-# two jobs of 300 pairs (docs/training.md). People rarely change their minds all at once, so a real base forgets over ten
-# jobs of HEED_TRAIN_EVERY_PAIRS: an estimate, not a measurement.
+# Pairs that come after a round until its own count half. The pocket model's crowds turn from one taste to another
+# between two jobs of 300 pairs (docs/training.md). People rarely change their minds all at once, so a real base forgets
+# over ten jobs of HEED_TRAIN_EVERY_PAIRS: an estimate, not a measurement.
 TINY_HALF_LIFE, REAL_HALF_LIFE = 50.0, 5000.0
 
 
