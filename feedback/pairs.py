@@ -11,15 +11,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
-from feedback.errors import TooFewPairs
 from feedback.lessons import Derived, Reason, derive, trainable
 from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Unpaired
 from feedback.report import Part
-from feedback.settings import LedgerSettings
 from feedback.texts import fault_of
 
 RULES = "4"
@@ -80,9 +78,6 @@ return 1
 
 REMEMBERED_S = 3600
 """How long a prompt remembers how often it was settled: longer than anybody reads before they write."""
-
-Method = Literal["dpo", "unpaired", "supervised"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 BATCH = 500
 """Records per MGET: large enough to hide the round trip, small enough not to hold Redis up for a millisecond."""
@@ -353,14 +348,29 @@ async def waiting(ledger: Ledger) -> list[str]:
 async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
     """Every rated answer that is in no pair, oldest first; one that changes meanwhile may come twice, old and new."""
     async for some in completions.walk(ledger, ledger.keys.unpaired, BATCH):
-        texts = await ledger.reply(ledger.redis.mget([ledger.keys.unpaired_answer(i) for i in some]))
+        for one in await unpaired_of(ledger, some):
+            yield one
+
+
+async def unpaired_ids(ledger: Ledger) -> list[str]:
+    """Every rated answer that is in no pair, oldest first."""
+    return list(await ledger.reply(ledger.redis.zrange(ledger.keys.unpaired, 0, -1)))
+
+
+async def unpaired_of(ledger: Ledger, ids: Sequence[str]) -> list[UnpairedPreference]:
+    """Those of `ids` that still stand, in the order asked for."""
+    found: list[UnpairedPreference] = []
+    for start in range(0, len(ids), BATCH):
+        keys = [ledger.keys.unpaired_answer(i) for i in ids[start : start + BATCH]]
+        texts = await ledger.reply(ledger.redis.mget(keys))
         rated = [Unpaired.model_validate_json(text) for text in texts if text is not None]
         asked = await completions.get_many(ledger, sorted({one.answer.completion_id for one in rated}))
         for one in rated:
             completion = asked.get(one.answer.completion_id)
             answer = completion.answer(one.answer.choice) if completion else None
             if completion and answer:
-                yield UnpairedPreference(one, completion.messages, trainable(answer), completion.tools)
+                found.append(UnpairedPreference(one, completion.messages, trainable(answer), completion.tools))
+    return found
 
 
 async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
@@ -399,50 +409,3 @@ async def counts(ledger: Ledger) -> Counts:
     counted = await tally.read(ledger)
     train, held_out = (Counter(tally.under(counted, f"pairs:{split}")) for split in ("train", "held_out"))
     return Counts(train.total(), held_out.total(), dict(train + held_out))
-
-
-async def method_for(ledger: Ledger) -> Method:
-    """What a job that names no method learns by: pairs, or where they are too few, thumbs. Raises TooFewPairs."""
-    counted = await tally.read(ledger)
-    if not missing(counted, "dpo", ledger.settings):
-        return "dpo"
-    if not missing(counted, "unpaired", ledger.settings):
-        return "unpaired"
-    raise TooFewPairs(missing(counted, "dpo", ledger.settings))
-
-
-async def require_enough(ledger: Ledger, method: Method | None = None) -> None:
-    """For this method, or for any that a job would choose itself. Raises TooFewPairs."""
-    if method is None:
-        await method_for(ledger)
-    elif lack := missing(await tally.read(ledger), method, ledger.settings):
-        raise TooFewPairs(lack)
-
-
-def missing(counted: Counter[str], method: Method, settings: LedgerSettings) -> str:
-    """What the votes still lack, in words; empty when they are enough."""
-    train, held_out = (tally.under(counted, f"pairs:{split}") for split in ("train", "held_out"))
-    paired, held = sum(train.values()), sum(held_out.values())
-    liked, disliked = (counted[f"unpaired:{label}"] for label in ("up", "down"))
-    if method == "unpaired":
-        if min(liked, disliked) + paired >= settings.min_thumbs:
-            return ""
-        return (
-            f"the votes amount to {liked} liked and {disliked} disliked answers beside {paired} pairs; at least "
-            f"{settings.min_thumbs} of each are needed: rate more answers, both ways"
-        )
-    if method == "supervised":
-        written = train.get("correction", 0)
-        if written >= settings.min_pairs and held >= settings.min_held_out_pairs:
-            return ""
-        return (
-            f"the votes amount to {written} corrections to train on and {held} pairs held out; at least "
-            f"{settings.min_pairs} and {settings.min_held_out_pairs} are needed: correct more answers"
-        )
-    if paired >= settings.min_pairs and held >= settings.min_held_out_pairs:
-        return ""
-    return (
-        f"the votes amount to {paired} pairs to train on and {held} held out; at least {settings.min_pairs} and "
-        f"{settings.min_held_out_pairs} are needed: vote up and down on answers to the same prompt, prefer one answer "
-        "to another, or correct some"
-    )

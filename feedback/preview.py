@@ -6,9 +6,9 @@ learnt from yet: a job takes them all, and a share of the others again. Lengths 
 
 from pydantic import BaseModel, Field
 
-from feedback import pairs, tally
+from feedback import methods, pairs, tally
 from feedback.connection import Ledger
-from feedback.pairs import Method
+from feedback.methods import Method
 
 SETTLE_WITHIN_S = 1.0
 """Somebody waits for a preview: prompts that are not settled by then are told as `unsettled` instead."""
@@ -61,8 +61,7 @@ async def look(ledger: Ledger) -> Preview:
     train = _half(tally.under(counts, "pairs:train"), waiting - waiting_held_out, ledger.settings.min_pairs)
     held_out = _half(tally.under(counts, "pairs:held_out"), waiting_held_out, ledger.settings.min_held_out_pairs)
     total = train.total + held_out.total
-    methods: tuple[Method, ...] = ("dpo", "unpaired")
-    method = next((one for one in methods if not pairs.missing(counts, one, ledger.settings)), None)
+    method = methods.choice(counts, ledger.settings)
     return Preview(
         train=train,
         held_out=held_out,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rapidfuzz.distance import Levenshtein
 
 from feedback.errors import TooFewPairs
-from feedback.pairs import Method
+from feedback.methods import Method
 from feedback.records import Completion, Message, Pair, Source, Split, canonical, digest
 from feedback.texts import Fault, fault_of, text_of
 from trainer.files import write_whole

@@ -8,7 +8,7 @@ answers count instead.
 
 from typing import Literal
 
-from feedback import completions, jobs, pairs
+from feedback import completions, jobs, methods, pairs
 from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
 from feedback.records import Job, new_id
@@ -55,6 +55,6 @@ async def _due(ledger: Ledger, settings: WorkshopSettings) -> Literal["pairs", "
 
 async def _has_pairs_or_lacks_thumbs(ledger: Ledger) -> bool:
     try:
-        return await pairs.method_for(ledger) != "unpaired"
+        return await methods.method_for(ledger) != "unpaired"
     except TooFewPairs:
         return True

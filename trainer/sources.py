@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, cast
 
-from feedback import caps, completions, files, jobs, pairs, votes
+from feedback import caps, completions, files, jobs, methods, pairs, votes
 from feedback.errors import FileUnknown
-from feedback.pairs import Method, UnpairedPreference
+from feedback.methods import Method
+from feedback.pairs import UnpairedPreference
 from feedback.records import Completion, Pair
 from feedback.votes import Opinion
 from trainer import dataset, hyperparameters, sampling
@@ -37,7 +38,7 @@ async def from_ledger(work: Work, base: Base, width: int) -> tuple[Dataset, Froz
     if not ids:
         ids, dropped = await _select(work, width)
     method = _method(work)
-    standing = [one for one in await _standing(work, method) if one.id in set(ids)]
+    standing = await _standing(work, sorted(set(ids)))
     template = base.template if work.settings.other_template == "drop" else None
     rows = dataset.build(ids, standing, method, await _asked(work, standing), template)
     rows.dropped.update(dropped)
@@ -100,11 +101,14 @@ async def _select(work: Work, width: int) -> tuple[list[str], dict[Drop, int]]:
     """Ids of the job's lessons, and how many others were left out. Raises TooFewPairs."""
     await work.patiently(lambda: pairs.settle_and_judge(work.ledger))
     if "type" not in work.job.method:
-        method = await work.patiently(lambda: pairs.method_for(work.ledger))
+        method = await work.patiently(lambda: methods.method_for(work.ledger))
         await work.save(method={**work.job.method, "type": method})
     method = _method(work)
     waiting = await work.patiently(lambda: pairs.waiting(work.ledger))
-    fitting, dropped = dataset.fit(await _standing(work, method), work.settings.near_identical)
+    everything = await work.patiently(lambda: pairs.ids(work.ledger))
+    if method == "unpaired":
+        everything += await work.patiently(lambda: pairs.unpaired_ids(work.ledger))
+    fitting, dropped = dataset.fit(await _standing(work, everything), work.settings.near_identical)
     if method == "supervised":  # measured by all that was said, taught by what was written
         fitting = [one for one in fitting if one.source == "correction" or one.split == "held_out"]
     limits, how = caps.of(work.ledger.settings), await _how(work, width)
@@ -126,17 +130,16 @@ async def _how(work: Work, width: int) -> Recent | Replay:
     return Recent(hyperparameters.half_life(width, work.settings), work.settings.dataset_pairs, rounds)
 
 
-async def _standing(work: Work, method: Method) -> list[Lesson]:
-    ids = await work.patiently(lambda: pairs.ids(work.ledger))
-    found: list[Lesson] = [*await work.patiently(lambda: pairs.get_many(work.ledger, ids))]
-    return [*found, *await work.patiently(lambda: _thumbs(work))] if method == "unpaired" else found
-
-
-async def _thumbs(work: Work) -> list[Lesson]:
-    rated = {one.record.id: one async for one in pairs.unpaired(work.ledger)}
-    opinions = sorted({opinion for one in rated.values() for opinion in one.record.opinions})
-    voters = {opinion.id: opinion for opinion in await votes.get_many(work.ledger, opinions)}
-    return [_thumb(one, [voters[i] for i in one.record.opinions if i in voters]) for one in rated.values()]
+async def _standing(work: Work, ids: Sequence[str]) -> list[Lesson]:
+    """Those of `ids` that still stand."""
+    paired = [i for i in ids if i.startswith("pair-")]
+    single = [i for i in ids if i.startswith("unpaired-")]
+    found: list[Lesson] = [*await work.patiently(lambda: pairs.get_many(work.ledger, paired))]
+    rated = await work.patiently(lambda: pairs.unpaired_of(work.ledger, single))
+    opinions = sorted({opinion for one in rated for opinion in one.record.opinions})
+    cast_votes = {one.id: one for one in await work.patiently(lambda: votes.get_many(work.ledger, opinions))}
+    thumbs = [_thumb(one, [cast_votes[i] for i in one.record.opinions if i in cast_votes]) for one in rated]
+    return [*found, *thumbs]
 
 
 def _thumb(one: UnpairedPreference, agreeing: Sequence[Opinion]) -> Thumb:

@@ -5,10 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import files, jobs, pairs
+from feedback import files, jobs, methods, pairs
 from feedback.connection import Ledger
 from feedback.errors import FileUnknown, JobUnknown
-from feedback.pairs import METHODS, Method
+from feedback.methods import METHODS, Method
 from feedback.records import Job, JobEvent, new_id
 from serve.auth import Operator
 from serve.errors import Refused
@@ -110,7 +110,7 @@ async def _expect_enough(ledger: Ledger, training_file: str, method: Method | No
     """Raises TooFewPairs, Refused (400)."""
     if training_file == "ledger":
         await pairs.settle(ledger)
-        await pairs.require_enough(ledger, method)
+        await methods.require_enough(ledger, method)
         return
     try:
         files.expect_enough(ledger, await files.get(ledger, training_file))

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback import caps
 from feedback.lessons import derive
-from feedback.pairs import METHODS, Method
+from feedback.methods import METHODS, Method
 from feedback.records import Choice, Completion, Pair, Vote, digest, prompt_digest
 from feedback.settings import LedgerSettings
 from tests.processes import ROOT
