@@ -80,13 +80,20 @@ def train(
     beta: Annotated[float | None, typer.Option(help="Strength of the tie to the reference model.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
+    method: Annotated[
+        str, typer.Option(help="dpo, unpaired or supervised; default: dpo, or unpaired where pairs are too few.")
+    ] = "",
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
 ) -> None:
     """Ask for a training job on the votes, and follow it. Ctrl-C stops following, not the job."""
     client = _client()
     wishes = {name: value for name, value in (("beta", beta), ("n_epochs", epochs)) if value is not None}
     body: Json = {"model": model, "training_file": "ledger", "seed": seed}
-    job = client.post("/fine_tuning/jobs", body | {"method": {"type": "dpo", "dpo": {"hyperparameters": wishes}}})
+    if method:
+        body["method"] = {"type": method, method: {"hyperparameters": wishes}}
+    elif wishes:
+        body["hyperparameters"] = wishes
+    job = client.post("/fine_tuning/jobs", body)
     console.print(f"{job['id']} is queued.")
     if follow:
         try:
