@@ -92,8 +92,10 @@ def _frozen(rows: Dataset, ids: list[str], **facts: Any) -> Frozen:
 
 
 def _least(work: Work, method: Method) -> Least:
+    # Thumbs were counted, of each kind, before some fell on the held-out side and pairs counted for both kinds: so many
+    # lessons in all is what surely is left of that. The recipe refuses those of one kind.
     settings = work.ledger.settings
-    train = 2 * settings.min_thumbs if method == "unpaired" else settings.min_pairs
+    train = settings.min_thumbs if method == "unpaired" else settings.min_pairs
     return Least(train, settings.min_held_out_pairs)
 
 
