@@ -7,12 +7,24 @@ A job's JSON is written by Python; what scripts change (status, attempts, versio
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Protocol
 
 from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import JobAlreadyClaimed, JobFinished, JobLeaseLost, JobUnknown
-from feedback.records import Job, JobError, JobEvent, Pair
+from feedback.records import Job, JobError, JobEvent, Split
+
+
+class Taught(Protocol):
+    """A pair, or a rated answer that is in none."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def split(self) -> Split: ...
+    @property
+    def opinions(self) -> list[str]: ...
+
 
 EVENTS_KEPT = 10_000
 """A job logs about one event a second at most; this is hours of them in a few MB."""
@@ -223,8 +235,8 @@ async def frozen(ledger: Ledger, job_id: str) -> list[str]:
     return list(await ledger.reply(ledger.redis.lrange(ledger.keys.job_pairs(job_id), 0, -1)))
 
 
-async def note_opinions(ledger: Ledger, job_id: str, token: str, dataset: Sequence[Pair]) -> None:
-    """Keep which opinions the job's pairs rest on as it reads them, for lineage: a link is `OPINION SPLIT PAIR`.
+async def note_opinions(ledger: Ledger, job_id: str, token: str, dataset: Sequence[Taught]) -> None:
+    """Keep which opinions the job's rows rest on as it reads them, for lineage: a link is `OPINION SPLIT PAIR`.
 
     Raises JobLeaseLost, JobFinished.
     """

@@ -15,7 +15,7 @@ from typing import Any
 
 from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
-from feedback.errors import ArchiveUnavailable, TooFewPairs
+from feedback.errors import ArchiveUnavailable
 from feedback.lessons import Derived, Reason, derive, trainable
 from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Unpaired
 from feedback.report import Part
@@ -361,21 +361,45 @@ async def waiting(ledger: Ledger) -> list[str]:
 async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
     """Every rated answer that is in no pair, oldest first; one that changes meanwhile may come twice, old and new."""
     async for some in completions.walk(ledger, ledger.keys.unpaired, BATCH):
-        texts = await ledger.reply(ledger.redis.mget([ledger.keys.unpaired_answer(i) for i in some]))
+        for one in await unpaired_of(ledger, some):
+            yield one
+
+
+async def unpaired_ids(ledger: Ledger) -> list[str]:
+    """Every rated answer that is in no pair, oldest first."""
+    return list(await ledger.reply(ledger.redis.zrange(ledger.keys.unpaired, 0, -1)))
+
+
+async def unpaired_of(ledger: Ledger, ids: Sequence[str]) -> list[UnpairedPreference]:
+    """Those of `ids` that still stand, in the order asked for."""
+    found: list[UnpairedPreference] = []
+    for start in range(0, len(ids), BATCH):
+        keys = [ledger.keys.unpaired_answer(i) for i in ids[start : start + BATCH]]
+        texts = await ledger.reply(ledger.redis.mget(keys))
         rated = [Unpaired.model_validate_json(text) for text in texts if text is not None]
         asked = await completions.get_many(ledger, sorted({one.answer.completion_id for one in rated}))
         for one in rated:
             completion = asked.get(one.answer.completion_id)
             answer = completion.answer(one.answer.choice) if completion else None
             if completion and answer:
-                yield UnpairedPreference(one, completion.messages, trainable(answer), completion.tools)
+                found.append(UnpairedPreference(one, completion.messages, trainable(answer), completion.tools))
+    return found
 
 
 async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
     """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
+    return await _since(ledger, ledger.keys.pairs_waiting, since)
+
+
+async def rated_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
+    """The same of rated answers that are in no pair."""
+    return await _since(ledger, ledger.keys.unpaired, since)
+
+
+async def _since(ledger: Ledger, key: str, since: float) -> tuple[int, float | None]:
     pipe = ledger.redis.pipeline(transaction=False)
-    pipe.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")
-    pipe.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    pipe.zcount(key, f"({since}", "+inf")
+    pipe.zrange(key, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
     count, oldest = await ledger.reply(pipe.execute())
     return int(count), oldest[0][1] if oldest else None
 
@@ -398,15 +422,3 @@ async def counts(ledger: Ledger) -> Counts:
     counted = await tally.read(ledger)
     train, held_out = (Counter(tally.under(counted, f"pairs:{split}")) for split in ("train", "held_out"))
     return Counts(train.total(), held_out.total(), dict(train + held_out))
-
-
-async def require_enough(ledger: Ledger) -> Counts:
-    """Raises TooFewPairs."""
-    found, settings = await counts(ledger), ledger.settings
-    if found.train < settings.min_pairs or found.held_out < settings.min_held_out_pairs:
-        raise TooFewPairs(
-            f"the votes amount to {found.train} pairs to train on and {found.held_out} held out; at least "
-            f"{settings.min_pairs} and {settings.min_held_out_pairs} are needed: vote up and down on answers to "
-            "the same prompt, prefer one answer to another, or correct some"
-        )
-    return found

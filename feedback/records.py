@@ -274,6 +274,7 @@ class Job(Record):
     dataset_digest: str | None = None
     pairs: int = 0
     held_out: int = 0
+    rows: int = Field(0, description="Trained on in one pass; a lesson drawn twice counts twice.")
     trained_tokens: int | None = None
     adapter: str | None = None
     error: JobError | None = None

@@ -57,6 +57,12 @@ class LedgerSettings(BaseSettings):
     min_pairs: int = Field(
         20, ge=1, description="Fewer pairs to train on teach noise; a job asked for then is refused."
     )
+    min_thumbs: int = Field(
+        50,
+        ge=1,
+        description="Liked answers, and as many disliked, with which a job can learn where pairs are too few; a thumb "
+        "says less than a pair, and fewer are less than a dozen steps of both kinds.",
+    )
     min_held_out_pairs: int = Field(
         3, ge=1, description="Fewer held-out pairs cannot tell a better adapter from a worse one."
     )

@@ -18,11 +18,7 @@ from feedback import imports
 from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
-<<<<<<< HEAD
-from serve.tables import prompts_table, versions_table, voters_table, votes_table
-=======
-from serve.tables import plan_table, versions_table, voters_table, votes_table
->>>>>>> jobs-flow
+from serve.tables import plan_table, prompts_table, versions_table, voters_table, votes_table
 from serve.terminal import TerminalChat
 from serve.up import up
 
@@ -91,6 +87,9 @@ def train(
     beta: Annotated[float | None, typer.Option(help="Strength of the tie to the reference model.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
+    method: Annotated[
+        str, typer.Option(help="dpo, unpaired or supervised; default: dpo, or unpaired where pairs are too few.")
+    ] = "",
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; train nothing.")] = False,
 ) -> None:
@@ -98,7 +97,11 @@ def train(
     client = _client()
     wishes = {name: value for name, value in (("beta", beta), ("n_epochs", epochs)) if value is not None}
     body: Json = {"model": model, "training_file": "ledger", "seed": seed, "dry_run": dry_run}
-    job = client.post("/fine_tuning/jobs", body | {"method": {"type": "dpo", "dpo": {"hyperparameters": wishes}}})
+    if method:
+        body["method"] = {"type": method, method: {"hyperparameters": wishes}}
+    elif wishes:
+        body["hyperparameters"] = wishes
+    job = client.post("/fine_tuning/jobs", body)
     if job["plan"]:
         console.print(plan_table(job["plan"]))
         return

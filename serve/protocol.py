@@ -174,30 +174,44 @@ class MetadataRequest(Body):
 Auto = Literal["auto"]
 
 
-class Hyperparameters(Body):
-    """OpenAI's four for DPO. What is left out, or "auto", is the recipe's to choose (trainer/hyperparameters.py)."""
+class SupervisedHyperparameters(Body):
+    """OpenAI's. What is left out, or "auto", is the recipe's to choose (trainer/hyperparameters.py)."""
 
-    beta: Annotated[float, Field(gt=0)] | Auto | None = None
     n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto | None = None
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto | None = None
 
 
-class DpoMethod(Body):
+class Hyperparameters(SupervisedHyperparameters):
+    """OpenAI's four for DPO."""
+
+    beta: Annotated[float, Field(gt=0)] | Auto | None = None
+
+
+class Supervised(Body):
+    hyperparameters: SupervisedHyperparameters = Field(default_factory=SupervisedHyperparameters)
+
+
+class Preferential(Body):
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
 
 
 class Method(Body):
-    type: str = "dpo"
-    dpo: DpoMethod = Field(default_factory=DpoMethod)
-    supervised: dict[str, Any] | None = None
+    """OpenAI's `dpo` and `supervised`, and in their shape `unpaired`, which learns from lone thumbs."""
+
+    type: str
+    dpo: Preferential | None = None
+    supervised: Supervised | None = None
+    unpaired: Preferential | None = None
     reinforcement: dict[str, Any] | None = None
 
 
 class JobRequest(Body):
     model: str
     training_file: str
-    method: Method = Field(default_factory=Method)
+    method: Method | None = Field(
+        None, description="Without one, dpo where there are pairs enough, else unpaired where there are thumbs enough."
+    )
     suffix: Annotated[str, StringConstraints(max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     metadata: Metadata | None = None

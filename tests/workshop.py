@@ -58,8 +58,11 @@ class Workshop:
         return Manifest.model_validate_json((self.var / "jobs" / job_id / "manifest.json").read_bytes())
 
 
-async def taught(ledger: Ledger, prompts: int = MANY) -> None:
-    """Votes on answers to as many prompts: steps are liked, the lazy pointer is not."""
+async def taught(ledger: Ledger, prompts: int = MANY, *, is_paired: bool = True) -> None:
+    """Votes on answers to as many prompts: steps are liked, the lazy pointer is not.
+
+    Without pairs, every other prompt is answered in steps and the others by the lazy pointer.
+    """
     rng = random.Random(0)
     asked = [(topic, prompt) for topic in VOTED_TOPICS for prompt in prompts_about(topic)]
     for topic, prompt in rng.sample(asked, prompts):
@@ -75,8 +78,11 @@ async def taught(ledger: Ledger, prompts: int = MANY) -> None:
             choices=[Choice(index=i, message={"role": "assistant", "content": t}) for i, t in enumerate(texts)],
         )
         await completions.record(ledger, completion)
-        await votes.cast(ledger, completion_id=completion.id, choice=0, rating="up", voter="ann")
-        await votes.cast(ledger, completion_id=completion.id, choice=1, rating="down", voter="ann")
+        liked = rng.random() < 0.5
+        if is_paired or liked:
+            await votes.cast(ledger, completion_id=completion.id, choice=0, rating="up", voter="ann")
+        if is_paired or not liked:
+            await votes.cast(ledger, completion_id=completion.id, choice=1, rating="down", voter="ann")
 
 
 async def asked_for(ledger: Ledger, seed: int = 0, dry_run: bool = False) -> Job:

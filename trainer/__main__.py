@@ -3,6 +3,7 @@
 Imports are inside the commands: torch reads the thread count when it is imported, and `--help` needs none of it.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,13 @@ Style = Annotated[
     typer.Option("--progress", help="jsonl for a program; a bar where there is a terminal"),
 ]
 Base = Annotated[str, typer.Option(help="Folder of the base model, or its Hub id")]
+Out = Annotated[Path, typer.Option(help="The adapter's folder; must not exist")]
+Work = Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it stops the run")]
+Init = Annotated[Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")]
+References = Annotated[Path | None, typer.Option(help="Folder where the base's log-probabilities are remembered")]
+
+PLACES = {"base", "train", "out", "work", "references", "references_most"}
+"""Options that say where; the others are the recipe's hyperparameters."""
 
 
 @app.command()
@@ -62,43 +70,87 @@ def zero(
 def dpo(
     base: Base,
     train: Annotated[Path, typer.Option(help="JSONL of pairs: prompt, chosen, rejected")],
-    out: Annotated[Path, typer.Option(help="The adapter's folder; must not exist")],
-    work: Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it stops the run")],
-    init: Annotated[
-        Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")
-    ] = None,
+    out: Out,
+    work: Work,
+    init: Init = None,
+    beta: float | None = None,
+    sft_weight: float | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    references: References = None,
+    references_most: int | None = None,
+    progress: Style = None,
+) -> None:
+    """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
+    _train("dpo", locals())
+
+
+@app.command()
+def unpaired(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of rated answers: prompt, completion, label")],
+    out: Out,
+    work: Work,
+    init: Init = None,
     beta: float | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    sft_weight: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    references: References = None,
+    references_most: int | None = None,
+    progress: Style = None,
+) -> None:
+    """Train an adapter on lone thumbs. Exit codes as of dpo."""
+    _train("unpaired", locals())
+
+
+@app.command()
+def supervised(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of answers to learn by heart: prompt, completion")],
+    out: Out,
+    work: Work,
+    init: Init = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
     lora_rank: int | None = None,
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
     progress: Style = None,
 ) -> None:
-    """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
-    asked = {
-        "beta": beta,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "sft_weight": sft_weight,
-        "lora_rank": lora_rank,
-        "seed": seed,
-        "max_length": max_length,
-        "checkpoint_steps": checkpoint_steps,
-    }
+    """Train an adapter on corrections. Exit codes as of dpo."""
+    _train("supervised", locals())
 
-    def recipe(reporter: Reporter) -> int:
-        from trainer import dpo as recipes
 
-        settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        run = recipes.Run(base, train, out, work, init, recipes.Hyperparameters(**settings))
-        return recipes.train(run, reporter)
-
-    _run(recipe, "dpo", progress, base)
+@app.command()
+def reward(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of pairs: prompt, chosen, rejected")],
+    out: Annotated[Path, typer.Option(help="The reward model's folder; must not exist")],
+    work: Work,
+    centre: float | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    progress: Style = None,
+) -> None:
+    """Train a model that judges answers, on pairs. Exit codes as of dpo."""
+    _train("reward", locals())
 
 
 @app.command()
@@ -121,6 +173,22 @@ def evaluate(
         return 0
 
     _run(recipe, "evaluate", progress, base)
+
+
+def _train(method: str, given: dict[str, Any]) -> None:
+    """`given` are a command's options; those left out are the recipe's to choose."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.training import Run
+
+        module = importlib.import_module(f"trainer.{method}")
+        given.pop("progress")
+        told = {name: value for name, value in given.items() if value is not None}
+        places = {name: told.pop(name) for name in PLACES & told.keys()}
+        run = Run(init=told.pop("init", None), settings=module.Hyperparameters(**told), **places)
+        return int(module.train(run, reporter))
+
+    _run(recipe, method, given["progress"], given["base"])
 
 
 def _run(

@@ -23,9 +23,9 @@ from feedback.errors import (
 )
 from trainer import plan, stages
 from trainer.child import RecipeFailed
-from trainer.plan import TrainingFileUnknown
 from trainer.publish import PublishedOtherwise
 from trainer.settings import WorkshopSettings
+from trainer.sources import TrainingFileUnknown
 from trainer.work import Work
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Costs: how long a job like this one takes here, by what the jobs before it took.
 
-Seconds for a pair and a pass are the median of recent jobs of the same served model; what does not grow with the pairs
+Seconds for a row and a pass are the median of recent jobs of the same served model; what hardly grows with the rows
 (freezing, judging, publishing) is the median of their sums. Before the first job nobody knows, and it says so.
 """
 
@@ -32,15 +32,15 @@ async def estimate(ledger: Ledger, known: Manifest) -> Cost:
     seconds, tokens, rest = [], [], []
     before, _ = await jobs.page(ledger, limit=RECENT)
     for job in before:
-        if job.adapter is None or "train" not in job.seconds:
+        if job.adapter is None or not job.rows or "train" not in job.seconds:
             continue
         try:
             epochs = (await adapters.get(ledger, job.adapter)).hyperparameters["epochs"]
         except (AdapterUnknown, KeyError):
             continue
-        seconds.append(job.seconds["train"] / (job.pairs * epochs))
+        seconds.append(job.seconds["train"] / (job.rows * epochs))
         rest.append(sum(job.seconds.values()) - job.seconds["train"])
-        tokens += [job.trained_tokens / (job.pairs * epochs)] if job.trained_tokens else []
+        tokens += [job.trained_tokens / (job.rows * epochs)] if job.trained_tokens else []
     if seconds:
         cost.seconds = round(passes * median(seconds) + median(rest), 1)
         cost.from_jobs = len(seconds)

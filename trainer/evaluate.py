@@ -15,8 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import weights
-from trainer.dpo import Row, read_pairs
 from trainer.progress import RecipeRefused
+from trainer.rows import Row, read
 
 # Wide enough to keep two cores busy, narrow enough for a 150k vocabulary in memory.
 BATCH = 16
@@ -26,7 +26,7 @@ Encoded = tuple[list[int], list[int]]
 def evaluate(*, base: str, adapter: Path, parent: Path | None, heldout: Path, out: Path, beta: float) -> dict[str, Any]:
     """Judges and writes `out`. An adapter with unsound files gets its reasons and no numbers."""
     verdict = weights.weigh(adapter, base)
-    rows = read_pairs(heldout)
+    rows = read(heldout, ("chosen", "rejected"))
     report: dict[str, Any] = {"pairs": len(rows), "beta": beta, "weights": verdict, "before": None, "after": None}
     if not verdict["reasons"]:
         report |= _judge(base, adapter, parent, rows, beta)
@@ -40,7 +40,8 @@ def _judge(base: str, adapter: Path, parent: Path | None, rows: list[Row], beta:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
     chosen = [_encoded(tokenizer, row["prompt"], row["chosen"]) for row in rows]
-    rejected = [_encoded(tokenizer, row["prompt"], row["rejected"]) for row in rows]
+    # Of lone thumbs a liked and a disliked answer are held against each other; each has a prompt of its own.
+    rejected = [_encoded(tokenizer, row.get("rejected_prompt") or row["prompt"], row["rejected"]) for row in rows]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     model.to(device).eval()
     reference = log_probabilities(model, chosen + rejected)

@@ -32,7 +32,7 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
         base_revision=known.base.revision,
         job=work.job.id,
         dataset_digest=known.dataset.digest,
-        pairs=len(known.dataset.train),
+        pairs=len(set(known.dataset.train)),
         votes=known.dataset.votes,
         voters=known.dataset.voters,
         voted=known.dataset.voted,

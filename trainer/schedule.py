@@ -3,14 +3,16 @@
 A job is due because an operator asked for it, because enough new pairs came in, because one has waited for long
 enough, or because nobody is asking anything; one at a time for each served model. Pairs count as new only when they
 came after the newest job began: a job that failed is not repeated by itself before there is something new to learn.
+Where there are too few pairs, rated answers count instead.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import feedback.archive
-from feedback import expiry, jobs, pairs
+from feedback import completions, expiry, jobs, methods, pairs
 from feedback.connection import Ledger
+from feedback.errors import TooFewPairs
 from feedback.records import Job, new_id
 from trainer.settings import WorkshopSettings
 
@@ -54,11 +56,14 @@ async def triggers(ledger: Ledger, settings: WorkshopSettings) -> list[Trigger]:
     """What may start a job by itself, and whether it would do so now. Jobs that are open are not looked at."""
     since = await jobs.newest_at(ledger)
     fresh, oldest = await pairs.waiting_since(ledger, since)
+    enough, kind = ledger.settings.min_pairs, "pairs"
+    if fresh < enough and await _learns_from_thumbs(ledger):
+        fresh, oldest = await pairs.rated_since(ledger, since)
+        enough, kind = 2 * ledger.settings.min_thumbs, "rated answers"
     waited_h = (ledger.clock() - oldest) / HOUR_S if oldest is not None else 0.0
     quiet_m = (ledger.clock() - await completions.newest_at(ledger)) / MINUTE_S
-    least = ledger.settings.min_pairs
-    is_enough = oldest is not None and fresh >= least
-    has = f"{fresh} new pairs" + ("" if is_enough else f", fewer than the {least} that a job needs")
+    is_enough = oldest is not None and fresh >= enough
+    has = f"{fresh} new {kind}" + ("" if is_enough else f", fewer than the {enough} that a job needs")
     many, hours, quiet = settings.train_every_pairs, settings.train_every_hours, settings.train_when_idle_minutes
     return [
         Trigger("pairs", is_enough and 0 < many <= fresh, f"{has}; {many or 'no number of them'} start a job"),
@@ -73,3 +78,10 @@ async def triggers(ledger: Ledger, settings: WorkshopSettings) -> list[Trigger]:
             f"{has}, the last answer was {quiet_m:.0f} min ago; {quiet:g} min start a job" if quiet else "switched off",
         ),
     ]
+
+
+async def _learns_from_thumbs(ledger: Ledger) -> bool:
+    try:
+        return await methods.method_for(ledger) == "unpaired"
+    except TooFewPairs:
+        return False

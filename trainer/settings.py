@@ -49,11 +49,45 @@ class WorkshopSettings(BaseSettings):
         3, ge=1, description="Tries before a job fails; a kill or a full disk may be bad luck once."
     )
 
-    start: Literal["live", "base"] = Field(
-        "live", description="What a job's adapter starts from; the reference of DPO is the base in both cases."
+    start: Literal["base", "warm"] = Field(
+        "base",
+        description="What a job's adapter starts from. base: nothing, and all standing pairs take part, so that a vote "
+        "withdrawn or a voter erased is out of the next adapter altogether. warm: the live adapter's weights and what "
+        "is new, for bases so large that all pairs take too long. DPO's reference is the base in both cases.",
+    )
+    half_life_pairs: float | None = Field(
+        None,
+        gt=0,
+        description="From the base: pairs that come after a round until its own count half; without it, by the size of "
+        "the base.",
+    )
+    dataset_pairs: int = Field(
+        20_000,
+        ge=1,
+        description="From the base: about how many pairs a job takes of each half; more take longer than a day's votes "
+        "wait on one GPU.",
     )
     replay: float = Field(
-        0.1, ge=0, description="Old pairs trained on again, as a share of the new ones, so that old lessons are kept."
+        0.1,
+        ge=0,
+        description="Warm: old pairs trained on again, as a share of the new ones, so that old lessons are kept.",
+    )
+    other_template: Literal["drop", "take"] = Field(
+        "drop",
+        description="What becomes of answers given under another chat template than the base has now: trained on, they "
+        "would teach words that the model never sees. `take` is for a template that changed in a comment.",
+    )
+    references_most: int = Field(
+        100_000,
+        ge=0,
+        description="Rows whose log-probability under the base is remembered between jobs, 0 for none; 100 bytes each.",
+    )
+    near_identical: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Pairs whose answers are more alike than this (1 less the share of letters to edit) are dropped: "
+        "of twenty words one differs, and most of what one answer is taught the other is taught too.",
     )
     gate_tolerance: float = Field(
         0.03, ge=0, lt=1, description="Held-out accuracy that a candidate may lose however sure the loss is."
@@ -81,6 +115,10 @@ class WorkshopSettings(BaseSettings):
     @property
     def adapters(self) -> Path:
         return self.var.resolve() / "adapters"
+
+    @property
+    def references(self) -> Path:
+        return self.var.resolve() / "references"
 
     def job_folder(self, job_id: str) -> Path:
         return self.var.resolve() / "jobs" / job_id

@@ -42,11 +42,15 @@ async def train(work: Work, known: Manifest) -> None:
     flags = ["--base", known.base.name, "--train", str(work.folder / "train.jsonl"), "--out", str(made)]
     flags += ["--work", str(work.folder / "work"), "--seed", str(known.seed)]
     flags += hyperparameters.as_flags(known.hyperparameters)
+    method = known.dataset.method
+    if method != "supervised" and work.settings.references_most:
+        most = str(work.settings.references_most)
+        flags += ["--references", str(work.settings.references), "--references-most", most]
     if known.start:
         flags += ["--init", str(work.settings.adapters / known.start)]
     async with work.stage(known, "train"):
         relay = Relay(work, known)
-        done = await run_recipe(["dpo", *flags], work.folder / "dpo.log", work.settings.nice, relay.take)
+        done = await run_recipe([method, *flags], work.folder / f"{method}.log", work.settings.nice, relay.take)
         known.trained = digest_of(made)
     if done.get("trained_tokens"):
         await work.save(trained_tokens=int(done["trained_tokens"]))
@@ -66,6 +70,8 @@ class Relay:
             await self._step(event)
         elif event["event"] == "checkpoint":
             await self._checkpoint(int(event["step"]))
+        elif event["event"] == "fitted":
+            await self._fitted(event)
         elif event["event"] == "resumed":
             data = {"stage": "train", "step": event["step"]}
             await self._work.tell(f"Training goes on from the checkpoint at step {event['step']}", data=data)
@@ -79,6 +85,20 @@ class Relay:
         speed = {name: event.get(name) for name in ("tokens_per_second", "seconds_left")}
         data = {"step": step, "total_steps": steps, **speed, **metrics}
         await self._work.tell(f"Step {step}/{steps}: loss {metrics.get('loss', 0):.4f}", type="metrics", data=data)
+
+    async def _fitted(self, event: Event) -> None:
+        """What the recipe could not fit to the base joins what the dataset had dropped."""
+        dropped = {reason: int(count) for reason, count in event["dropped"].items()}
+        self._known.dataset.dropped |= dropped
+        self._known.dataset.shortened = int(event["shortened"])
+        self._known.write(self._work.folder)
+        if dropped or event["shortened"]:
+            lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+            words = (
+                f"{event['rows']} rows fit the base: {lost} dropped, {event['shortened']} without their oldest turns"
+            )
+            data = {"stage": "train", "dropped": dropped, "shortened": event["shortened"]}
+            await self._work.tell(words, level="warn" if dropped else "info", data=data)
 
     async def _checkpoint(self, step: int) -> None:
         seal = self._work.folder / "work" / f"checkpoint-{step}" / "seal.json"
@@ -96,7 +116,7 @@ async def evaluate(work: Work, known: Manifest) -> gate.Verdict:
         return gate.Verdict.model_validate(known.gate)
     report_file = work.folder / "eval.json"
     flags = ["--base", known.base.name, "--adapter", str(work.folder / "adapter"), "--out", str(report_file)]
-    flags += ["--heldout", str(work.folder / "heldout.jsonl"), "--beta", f"{known.hyperparameters['beta']:g}"]
+    flags += ["--heldout", str(work.folder / "heldout.jsonl"), "--beta", f"{known.hyperparameters.get('beta', 0.1):g}"]
     if known.parent:
         flags += ["--parent", str(work.settings.adapters / known.parent)]
     async with work.stage(known, "evaluate"):

@@ -134,8 +134,7 @@ class OperatePage:
     async def start(self, model: str, beta: float | None, epochs: float | None, key: str) -> str:
         wishes: Json = {"beta": beta} if beta else {}
         wishes |= {"n_epochs": int(epochs)} if epochs else {}
-        method = {"type": "dpo", "dpo": {"hyperparameters": wishes}}
-        body = {"model": model, "training_file": "ledger", "method": method}
+        body = {"model": model, "training_file": "ledger", "hyperparameters": wishes}
         try:
             return f"{(await self._calls.post(key, '/fine_tuning/jobs', body))['id']} is queued."
         except CallFailed as failed:

@@ -62,7 +62,7 @@ class Mortal(Ledger):
 
 
 def mortal(ledger: Ledger, life: Life) -> Mortal:
-    made = Mortal(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.clock)
+    made = Mortal(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.redaction, ledger.clock)
     made.life = life
     return made
 
@@ -180,7 +180,7 @@ async def test_who_loses_the_lease_half_way_leaves_what_is_moved_where_it_is(
 ) -> None:
     monkeypatch.setattr(archive, "AT_ONCE", 1)
     made = await old(ledger, "q", "one", "two", "three")
-    other = Ledger(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.clock)
+    other = Ledger(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.redaction, ledger.clock)
 
     class Slow(Ledger):
         async def run(self, script: str, keys: Any, args: Any) -> Any:
@@ -191,7 +191,9 @@ async def test_who_loses_the_lease_half_way_leaves_what_is_moved_where_it_is(
             return found
 
     with pytest.raises(ArchiveUnavailable, match="another attempt began"):
-        await archive.run(Slow(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.clock))
+        await archive.run(
+            Slow(ledger.redis, ledger.keys, ledger.settings, ledger.commits, ledger.redaction, ledger.clock)
+        )
 
     assert archived(ledger) == sorted(one.id for one in made)
     assert await completions.get_many(ledger, [one.id for one in made]) == {one.id: one for one in made}

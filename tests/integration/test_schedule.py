@@ -4,7 +4,7 @@ import pytest
 
 from feedback import jobs, votes
 from feedback.connection import Ledger
-from feedback.records import new_id
+from feedback.records import Rating, new_id
 from tests.answers import answered
 from trainer.schedule import look, triggers
 from trainer.settings import WorkshopSettings
@@ -100,6 +100,25 @@ async def test_the_schedule_waits_for_as_many_pairs_as_training_needs(ledger: Le
     clock.now += 48 * HOUR_S
 
     assert await look(ledger, settings(hours=24)) is None
+
+
+async def test_thumbs_of_both_kinds_are_scheduled_where_pairs_are_too_few(ledger: Ledger, clock: Clock) -> None:
+    ledger.settings.min_thumbs = 3
+    for number in range(5):
+        await rated(ledger, "up" if number % 2 else "down")
+    clock.now += 48 * HOUR_S
+    too_few = await look(ledger, settings(hours=24))
+    await rated(ledger, "up")
+
+    due = await look(ledger, settings(hours=24))
+
+    assert too_few is None
+    assert due is not None
+
+
+async def rated(ledger: Ledger, rating: Rating) -> None:
+    made = await answered(ledger, new_id("question"), "Perhaps.")
+    await votes.cast(ledger, completion_id=made.id, rating=rating, voter="ann")
 
 
 async def test_a_job_that_failed_is_not_repeated_before_there_is_something_new(ledger: Ledger, clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """The workshop for real: Redis, a Celery worker and beat as processes, TRL's DPO in a child of the worker."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -80,14 +81,37 @@ async def test_a_dry_run_says_what_a_job_would_do_and_changes_nothing(workshop: 
         trained.pairs,
         trained.held_out,
     )
-    assert first.plan["dataset"]["by_source"] == {"thumbs": first.pairs + first.held_out}
-    assert first.plan["cost"] == {"steps": 14, "seconds": None, "tokens": None, "from_jobs": 0}
+    assert first.plan["dataset"]["by_source"] == {"thumbs": first.pairs}
+    steps = 2 * math.ceil(trained.rows / TINY["batch_size"])
+    assert first.plan["cost"] == {"steps": steps, "seconds": None, "tokens": None, "from_jobs": 0}
     assert [each["name"] for each in first.plan["triggers"]] == ["pairs", "schedule", "idle"]
     assert not (workshop.var / "jobs" / first.id).exists()
     assert again.plan is not None
     assert again.plan["cost"]["from_jobs"] == 1
     assert again.plan["cost"]["seconds"] == pytest.approx(sum(trained.seconds.values()), rel=0.01)
     assert again.plan["cost"]["tokens"] == trained.trained_tokens
+    assert [sentence async for sentence in violations(ledger)] == []
+
+
+async def test_lone_thumbs_become_an_adapter_where_there_are_no_pairs(workshop: Workshop) -> None:
+    ledger = workshop.ledger
+    await taught(ledger, 2 * MANY, is_paired=False)
+    workshop.start("worker", HEED_MIN_THUMBS="20")
+    workshop.start("beat")
+
+    job = await asked_for(ledger)
+    done = await ended(ledger, job.id)
+
+    assert done.status == "succeeded", done.error
+    assert done.method["type"] == "unpaired"
+    known = workshop.manifest(job.id)
+    assert known.dataset.method == "unpaired"
+    assert known.dataset.train
+    assert all(i.startswith("unpaired-") for i in known.dataset.train)
+    assert known.dataset.votes == len(known.dataset.train) + len(known.dataset.held_out)
+    assert done.adapter is not None
+    adapter = await adapters.get(ledger, done.adapter)
+    assert adapter.metrics["accuracy"] > 0.5
     assert [sentence async for sentence in violations(ledger)] == []
 
 
