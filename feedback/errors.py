@@ -122,6 +122,8 @@ class IdempotencyConflict(FeedbackError):
 class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
 
+    retry_after_s = 1.0
+
 
 class RecordConflict(FeedbackError):
     """Somebody changed the record between our read and our write."""
