@@ -1,7 +1,7 @@
 """Refusals of the ledger, named for the fact. They know nothing of HTTP; serve/errors.py gives them a status.
 
 FeedbackError
-├── LedgerUnavailable
+├── LedgerUnavailable   ArchiveUnavailable
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
 ├── VoterUnknown        VoterBanned        VotesTooFast
@@ -25,6 +25,12 @@ class LedgerUnavailable(FeedbackError):
     """Redis did not answer, or would not write (a full disk, a replica, no memory)."""
 
     retry_after_s = 1.0
+
+
+class ArchiveUnavailable(FeedbackError):
+    """An archived completion cannot be read, written or removed now; nothing of it is lost."""
+
+    retry_after_s = 5.0
 
 
 class CompletionUnknown(FeedbackError):

@@ -3,11 +3,17 @@
 A served model's keys share a hash tag, so that one Lua script may touch several of them on a Redis cluster.
 
 key                        type    lifetime               written by                  read by
-completion:ID              string  TTL until voted on     completions.record          votes, pairs
+completion:ID              hash    TTL until voted on     completions, archive        votes, pairs
 completion:ID:votes        set     as its votes           votes                       votes
-completions                zset    trimmed on record      completions.record          completions.page
-completions:users          hash    as its completions     completions, votes          completions.sweep
-user:HASH:completions      set     as its completions     completions, votes          erasure
+completions                zset    trimmed on sweep       completions                 completions.page
+completions:live           zset    until archived         completions, archive        completions.sweep, archive
+completions:form           string  kept                   completions.upgrade         completions.upgrade
+completions:users          hash    as its completions     completions                 completions.sweep
+user:HASH:completions      set     as its completions     completions                 erasure
+archive:lease              string  TTL, by heartbeat      archive                     archive
+archive:partitions         set     as their rows          archive                     archive, check
+archive:dirty              set     until tidied           archive, completions        archive, erasure
+archive:unvoted            zset    until due or voted on  votes.withdraw (deadlines)  archive
 prompt:HASH:opinions       set     as its votes           votes                       pairs.settle
 vote:ID                    string  until withdrawn        votes                       votes, pairs
 votes                      zset    until withdrawn        votes                       votes.page, stats
@@ -78,6 +84,30 @@ class Keys:
     @property
     def completions(self) -> str:
         return self._key("completions")
+
+    @property
+    def completions_live(self) -> str:
+        return self._key("completions:live")
+
+    @property
+    def completions_form(self) -> str:
+        return self._key("completions:form")
+
+    @property
+    def archive_lease(self) -> str:
+        return self._key("archive:lease")
+
+    @property
+    def archive_partitions(self) -> str:
+        return self._key("archive:partitions")
+
+    @property
+    def archive_dirty(self) -> str:
+        return self._key("archive:dirty")
+
+    @property
+    def archive_unvoted(self) -> str:
+        return self._key("archive:unvoted")
 
     @property
     def completion_users(self) -> str:

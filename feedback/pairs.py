@@ -15,9 +15,9 @@ from typing import Any
 
 from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
-from feedback.errors import TooFewPairs
+from feedback.errors import ArchiveUnavailable, TooFewPairs
 from feedback.lessons import Derived, Reason, derive, trainable
-from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Unpaired
+from feedback.records import Comparison, ComparisonVote, Message, Pair, Unpaired
 from feedback.report import Part
 from feedback.texts import fault_of
 
@@ -104,7 +104,8 @@ class UnpairedPreference:
 async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
     """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once.
 
-    With `within_s` it stops at about that time and leaves the rest unsettled.
+    With `within_s` it stops at about that time and leaves the rest unsettled. Prompts whose answers are in an archive
+    that cannot be reached stay unsettled and hold up no other.
     """
     end = time.monotonic() + within_s
     await _heed_changed_rules(ledger)
@@ -176,7 +177,8 @@ class Recount:
 async def _settle(ledger: Ledger, prompt_hashes: Iterable[str]) -> int:
     prompts = await _read(ledger, list(prompt_hashes))
     derived = await _derive(ledger, {prompt.hash: prompt.opinions for prompt in prompts})
-    return sum(await asyncio.gather(*(_write(ledger, prompt, derived[prompt.hash]) for prompt in prompts)))
+    readable = [prompt for prompt in prompts if prompt.hash in derived]
+    return sum(await asyncio.gather(*(_write(ledger, prompt, derived[prompt.hash]) for prompt in readable)))
 
 
 async def _read(ledger: Ledger, prompt_hashes: list[str]) -> list[Prompt]:
@@ -200,9 +202,10 @@ async def _read(ledger: Ledger, prompt_hashes: list[str]) -> list[Prompt]:
 
 
 async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[str, Outcome]:
-    """For each prompt, what its opinions amount to."""
+    """For each prompt, what its opinions amount to; without those whose answers the archive does not tell now."""
     opinions = await _opinions(ledger, sorted({i for some in members.values() for i in some}))
-    asked = await _asked(ledger, opinions.values())
+    answers = await _answers(ledger, opinions.values())
+    asked = answers.completions
     shown = await _shown(ledger, opinions.values())
     # Last: the counts that `_write` compares were read before, and who is silenced from now on moves them.
     silenced = await voters.silenced(ledger, {opinion.voter for opinion in opinions.values()})
@@ -210,6 +213,8 @@ async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[
     found: dict[str, Outcome] = {}
     for prompt_hash, some in members.items():
         given = [opinions[i] for i in some if i in opinions]
+        if any(ref.completion_id in answers.unreadable for opinion in given for ref in votes.refs(opinion)):
+            continue
         heard = derive([o for o in given if o.id not in unheard], asked, ledger.settings.held_out_share)
         left_out = heard.left_out | {o.id: unheard[o.id] for o in given if o.id in unheard}
         part = report.part(given, asked, heard.pairs, silenced, shown)
@@ -218,7 +223,7 @@ async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[
 
 
 async def recount(ledger: Ledger) -> Recount:
-    """Every prompt derived again. Reads the whole ledger."""
+    """Every prompt derived again. Reads the whole ledger, and the archive. Raises ArchiveUnavailable."""
     members: dict[str, set[str]] = defaultdict(set)
     standing = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
     for start in range(0, len(standing), BATCH):
@@ -229,7 +234,10 @@ async def recount(ledger: Ledger) -> Recount:
     prompts = list(members)
     for start in range(0, len(prompts), PROMPTS):
         some = {prompt_hash: members[prompt_hash] for prompt_hash in prompts[start : start + PROMPTS]}
-        for outcome in (await _derive(ledger, some)).values():
+        derived = await _derive(ledger, some)
+        if len(derived) < len(some):
+            raise ArchiveUnavailable("answers in the archive cannot be read, so nothing can be counted; try again")
+        for outcome in derived.values():
             counts.update(tally.tally_of(outcome.derived))
             parts.append(outcome.part)
     return Recount(counts, report.total(parts))
@@ -285,11 +293,13 @@ async def _opinions(ledger: Ledger, ids: Sequence[str]) -> dict[str, votes.Opini
     return found
 
 
-async def _asked(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str, Completion]:
+async def _answers(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> completions.Found:
     ids = sorted({ref.completion_id for opinion in opinions for ref in votes.refs(opinion)})
-    found: dict[str, Completion] = {}
+    found = completions.Found()
     for start in range(0, len(ids), BATCH):
-        found |= await completions.get_many(ledger, ids[start : start + BATCH])
+        some = await completions.find(ledger, ids[start : start + BATCH])
+        found.completions |= some.completions
+        found.unreadable |= some.unreadable
     return found
 
 

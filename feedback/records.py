@@ -64,11 +64,7 @@ class Choice(Record):
 
 
 class Completion(Record):
-    """An answer as the client got it, with all that is needed to learn from it.
-
-    Fields are stored in this order. Those up to `indexes` are the record's head, which a vote reads without the rest
-    (completions.HEAD): new fields go behind them.
-    """
+    """An answer as the client got it, with all that is needed to learn from it."""
 
     id: str
     object: Literal["chat.completion", "text_completion"] = "chat.completion"

@@ -22,6 +22,24 @@ class LedgerSettings(BaseSettings):
     completion_ttl_days: float = Field(
         30, gt=0, description="How long a completion without a vote is kept; bounds memory by retention."
     )
+    archive: str = Field(
+        "",
+        description="Where old completions with a vote go: a folder, or any fsspec address (s3://bucket/heed, with its "
+        "fsspec driver installed). Empty for HEED_VAR/archive, which needs nothing else.",
+    )
+    archive_after_days: float = Field(
+        30,
+        ge=0,
+        description="Age at which a completion with a vote moves to the archive; that of completion_ttl_days, so that "
+        "nothing older is in Redis.",
+    )
+    archive_batch: int = Field(
+        1000,
+        ge=1,
+        le=10_000,
+        description="Completions that move at once, and most rows of a partition; Redis holds votes up for about 10 ms "
+        "meanwhile.",
+    )
     idempotency_hours: float = Field(
         24,
         gt=0,
@@ -83,3 +101,7 @@ class LedgerSettings(BaseSettings):
         description="How often a voter as good as feedback/scores.py asks for is ever quarantined by chance, 0 to "
         "quarantine nobody; under the 1 % that honest voters should bear at most.",
     )
+
+    @property
+    def archive_address(self) -> str:
+        return self.archive or str(self.var.absolute() / "archive")

@@ -36,6 +36,7 @@ class Meaning(NamedTuple):
 
 REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.LedgerUnavailable: Meaning(503, "ledger_unavailable"),
+    ledger.ArchiveUnavailable: Meaning(503, "archive_unavailable"),
     ledger.CompletionUnknown: Meaning(404, "completion_not_found", "completion_id"),
     ledger.CompletionNotChat: Meaning(400, "completion_not_chat", "completion_id"),
     ledger.ChoiceUnknown: Meaning(400, "choice_not_found", "choice"),

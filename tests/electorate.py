@@ -6,7 +6,7 @@ Votes go through the ledger's own script, many in one round trip, as clients' vo
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from feedback import votes
+from feedback import completions, votes
 from feedback.connection import Ledger
 from feedback.records import Choice, Completion, Rating, Vote, prompt_digest
 
@@ -54,8 +54,9 @@ def is_good(choice: int, answers: int) -> bool:
 async def ask(ledger: Ledger, asked: Iterable[Completion]) -> None:
     pipe = ledger.redis.pipeline(transaction=False)
     for completion in asked:
-        pipe.set(ledger.keys.completion(completion.id), completion.model_dump_json(exclude_none=True))
+        pipe.hset(ledger.keys.completion(completion.id), items=completions.flat(completion))
         pipe.zadd(ledger.keys.completions, {completion.id: completion.created})
+        pipe.zadd(ledger.keys.completions_live, {completion.id: completion.created})
     await ledger.reply(pipe.execute())
 
 
@@ -87,7 +88,7 @@ async def vote(ledger: Ledger, given: Sequence[Vote]) -> None:
         pipe = ledger.redis.pipeline(transaction=False)
         for one in given[start : start + AT_ONCE]:
             said = one.model_dump(exclude_none=True, exclude=ADDED)
-            keys, args = votes.cast_call(ledger, said, [one.answer], [""], is_paced=False)
+            keys, args = votes.cast_call(ledger, said, [one.answer], is_paced=False)
             pipe.evalsha(script, len(keys), *keys, *args)
         outcomes = await ledger.reply(pipe.execute())
         assert {outcome.split(" ", 1)[0] for outcome in outcomes} == {"changed"}

@@ -7,6 +7,7 @@ that failed is not repeated by itself before there is something new to learn.
 
 from typing import Literal
 
+import feedback.archive
 from feedback import completions, jobs, pairs
 from feedback.connection import Ledger
 from feedback.records import Job, new_id
@@ -32,6 +33,10 @@ async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
 
 async def sweep(ledger: Ledger) -> int:
     return await completions.sweep(ledger)
+
+
+async def archive(ledger: Ledger) -> int:
+    return (await feedback.archive.run(ledger)).completions
 
 
 async def _due(ledger: Ledger, settings: WorkshopSettings) -> Literal["pairs", "schedule"] | None:

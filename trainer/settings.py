@@ -26,6 +26,9 @@ class WorkshopSettings(BaseSettings):
         2.0, gt=0, description="How often a due job is looked for; a person waits for it after a click."
     )
     sweep_s: float = Field(600, gt=0, description="How often expired completions leave the index; nobody waits for it.")
+    archive_every_s: float = Field(
+        3600, gt=0, description="How often old completions move to the archive; an hour more in Redis is no burden."
+    )
     train_every_pairs: int = Field(
         500,
         ge=0,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from redis.asyncio.client import Pipeline
 
-from feedback import pairs, preview, tally
+from feedback import completions, pairs, preview, tally
 from feedback.connection import Ledger, open_ledger
 from feedback.records import (
     AnswerRef,
@@ -138,8 +138,9 @@ async def fill(ledger: Ledger, crowd: Crowd, prompts: range, votes_each: int) ->
         for number in range(start, min(start + 100, prompts.stop)):
             answers, comparison = crowd.prompt(number)
             for answer in answers:
-                pipe.set(ledger.keys.completion(answer.id), answer.model_dump_json(exclude_none=True))
+                pipe.hset(ledger.keys.completion(answer.id), items=completions.flat(answer))
                 pipe.zadd(ledger.keys.completions, {answer.id: answer.created})
+                pipe.zadd(ledger.keys.completions_live, {answer.id: answer.created})
             pipe.set(ledger.keys.comparison(comparison.id), comparison.model_dump_json(exclude_none=True))
             for opinion in crowd.opinions(votes_each, answers, comparison):
                 write(pipe, ledger, opinion)
