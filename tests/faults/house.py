@@ -1,14 +1,11 @@
-"""The house: the service's own processes under its own supervisor, as `heed up` runs them, with a scripted engine.
-
-Another process to break is another name in `wanted`, or another Service given beside those of the stack.
-"""
+"""The house: the service's own processes under its own supervisor, as `heed up` runs them, with a scripted engine."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Any
 import httpx
 import psutil
 
+from feedback.settings import LedgerSettings
 from serve.stack import Stack, StackSettings, services, shared_env
-from serve.supervisor import Service, Supervisor
+from serve.supervisor import Supervisor
 from tests.faults.book import Audit, Book
 from tests.gateways import OPERATOR, until
 from tests.processes import ROOT, free_port, living
@@ -26,7 +24,15 @@ from tests.scripted_engine import ScriptedEngine, scripted_engine, write_adapter
 from tests.stack import HEED
 
 START_S = 60
-UNLIMITED = {"HEED_VOTER_VOTES_PER_MINUTE": "0", "HEED_OPERATOR_KEY": OPERATOR}  # the crowd is faster than people
+SERVICES = ("gateway", "worker", "beat", "ledger")
+SETTINGS = {
+    "HEED_OPERATOR_KEY": OPERATOR,
+    "HEED_VOTER_VOTES_PER_MINUTE": "0",  # the crowd is faster than people
+    "HEED_ARCHIVE_AFTER_DAYS": "0",  # so every completion moves while it is voted on
+    "HEED_ARCHIVE_EVERY_S": "0.2",
+    "HEED_TRAIN_EVERY_PAIRS": "0",
+    "HEED_TRAIN_EVERY_HOURS": "0",
+}
 
 Json = dict[str, Any]
 
@@ -37,6 +43,10 @@ class Strike:
 
     at: float
     pid: int
+    logged: int
+    """How much the victim had written to its log."""
+    found: str = ""
+    """What the victim was at, where that can be told."""
 
 
 @dataclass
@@ -46,7 +56,12 @@ class House:
     supervisor: Supervisor
     operator: httpx.AsyncClient
     env: Mapping[str, str]
-    said: list[str]
+
+    @property
+    def ledger_settings(self) -> LedgerSettings:
+        """As its processes have them."""
+        names = {f"HEED_{name.upper()}": name for name in LedgerSettings.model_fields}
+        return LedgerSettings.model_validate({names[name]: self.env[name] for name in names.keys() & self.env.keys()})
 
     async def kill(self, name: str) -> Strike:
         """`kill -9` of a service that is alive, which is asserted."""
@@ -55,11 +70,15 @@ class House:
         assert living([process]), f"{name} was dead before it was killed"
         os.kill(pid, signal.SIGKILL)
         await until(lambda: not living([process]), f"{name} ends")
-        return Strike(time.monotonic(), pid)
+        return Strike(time.monotonic(), pid, self._log_of(name).stat().st_size)
 
     def is_back(self, name: str, strike: Strike) -> bool:
         """Whether another process of this name is ready."""
         return name not in self.supervisor.waiting and self.supervisor.pid_of(name) != strike.pid
+
+    def has_said(self, name: str, words: str, strike: Strike) -> bool:
+        """Whether its log holds the words since the strike."""
+        return words.encode() in self._log_of(name).read_bytes()[strike.logged :]
 
     async def audit(self, book: Book) -> Audit:
         """Everything that stands, as the public API lists it, against the book."""
@@ -81,6 +100,9 @@ class House:
         told, _ = await process.communicate()
         return [] if process.returncode == 0 else told.decode().splitlines() or [f"exit code {process.returncode}"]
 
+    def _log_of(self, name: str) -> Path:
+        return self.stack.var / "logs" / f"{name}.log"
+
     async def _listed(self, path: str) -> list[Json]:
         found: list[Json] = []
         after: dict[str, str] = {}
@@ -94,24 +116,16 @@ class House:
 
 
 @asynccontextmanager
-async def house(
-    var: Path, wanted: Collection[str], beside: Sequence[Service] = (), env: Mapping[str, str] | None = None
-) -> AsyncIterator[House]:
+async def house(var: Path, env: Mapping[str, str]) -> AsyncIterator[House]:
     """Ready to be asked; nothing of it is left when the block ends."""
     (var / "ledger").mkdir()
     write_adapter(var / "adapters" / "heed-base")
     async with scripted_engine() as engine:
         stack = Stack(StackSettings(var=var, port=free_port()), "cpu", free_port(), engine.port)
-        given = UNLIMITED | dict(env or {})
-        kept = [one for one in [*beside, *services(stack)] if one.name in wanted]
+        given = SETTINGS | dict(env)
+        kept = [replace(one, env={**one.env, **given}) for one in services(stack) if one.name in SERVICES]
         # Each kill is one of a service that was well: without forgiveness, pauses between restarts would grow.
-        said: list[str] = []
-        supervisor = Supervisor(
-            [replace(one, env={**one.env, **given}) for one in kept],
-            var / "logs",
-            lambda name, words: said.append(f"{name} {words}"),
-            steady_s=0,
-        )
+        supervisor = Supervisor(kept, var / "logs", lambda *_: None, steady_s=0)
         ready = asyncio.Event()
         running = asyncio.create_task(supervisor.run(ready.set))
         try:
@@ -122,7 +136,7 @@ async def house(
             async with httpx.AsyncClient(
                 base_url=stack.gateway_url, timeout=60, headers=headers, trust_env=False
             ) as operator:
-                yield House(stack, engine, supervisor, operator, shared_env(stack) | given, said)
+                yield House(stack, engine, supervisor, operator, shared_env(stack) | given)
         finally:
             supervisor.stop()
             await running

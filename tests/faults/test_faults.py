@@ -17,7 +17,7 @@ from tests.faults.faults import FAULTS, Fault
 from tests.faults.house import House, Strike
 from tests.faults.trial import endure, table
 
-HASTE = {"HEED_LEDGER_TIMEOUT_S": "2"}  # keys that a killed gateway held are free sooner
+HASTE = {"HEED_LEDGER_TIMEOUT_S": "2", "HEED_JOB_LEASE_S": "3"}  # what a killed process held is free sooner
 VOTE = {"object": "vote", "id": "vote-1", "completion_id": "c", "rating": "up", "voter": "ann", "reasons": ["short"]}
 
 

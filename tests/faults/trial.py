@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.faults import partitions
 from tests.faults.book import Audit
 from tests.faults.crowd import Crowd, crowd
 from tests.faults.faults import Fault
@@ -32,6 +33,7 @@ class Blow:
     after_s: float
     in_flight: int
     mended_s: float
+    found: str
     problems: list[str]
 
 
@@ -69,16 +71,17 @@ async def endure(
     dice = random.Random(f"{seed}/{fault.name}")
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            house(Path(folder), fault.wanted, fault.beside(), env) as home,
+            house(Path(folder), env or {}) as home,
             crowd(home.stack.gateway_url, home.engine, clients, f"{seed}/{fault.name}") as voters,
         ):
             for number in range(1, strikes + 1):
                 blow = await _blow(fault, home, voters, dice.uniform(0, LATEST_S))
+                blow.problems += await partitions.broken(home)
                 row.audit = await home.audit(voters.book)
                 blow.problems += [*row.audit.problems, *(f"heed check: {one}" for one in await home.check())]
                 row.blows.append(blow)
                 say(
-                    f"{fault.name} {number}: {voters.acts} acts acknowledged, {blow.in_flight} in flight, "
+                    f"{fault.name} {number}{blow.found}: {voters.acts} acts acknowledged, {blow.in_flight} in flight, "
                     f"mended in {blow.mended_s:.2f} s, {len(blow.problems)} problems"
                 )
             row.acts, row.outcomes = dict(voters.book.acts), dict(sorted(voters.outcomes.items()))
@@ -97,7 +100,7 @@ async def _blow(fault: Fault, home: House, voters: Crowd, after_s: float) -> Blo
     mended_s = time.monotonic() - strike.at
     await _until_acts(voters)
     await voters.pause()
-    return Blow(after_s, in_flight, mended_s, [])
+    return Blow(after_s, in_flight, mended_s, strike.found, [])
 
 
 async def _until_acts(voters: Crowd) -> None:
