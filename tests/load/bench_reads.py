@@ -1,24 +1,29 @@
-"""How long a preview takes when many people have voted on many prompts.
+"""What it costs to look at many votes: the report, the preview and the export, over HTTP through a gateway process.
 
-    python -m tests.load.bench_preview --votes 100000 --prompts 10000
+    python -m tests.load.bench_reads --votes 1000000 --prompts 100000
 
-A crowd made from a seed votes in every way there is, on a real ledger server with `appendfsync always`. Opinions are
-written as votes.CAST leaves them, in pipelines, for the writing is not what is measured. Then: settling everything,
-previews of the settled ledger, previews after a few more votes, and with --recount the tally against a recount.
+A crowd made from a seed votes in every way there is, through the ledger's own script, on a real ledger server with
+`appendfsync always`. All of it is settled by the same code as the worker's. Times are the client's; CPU is the
+gateway's own, by the kernel's count; the peak of its memory is counted anew for each export. With --recount the sums
+are held against a recount of everything.
 """
 
 import argparse
 import asyncio
 import random
-import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from redis.asyncio.client import Pipeline
+import httpx
+import psutil
 
-from feedback import completions, pairs, preview, tally
+from feedback import comparisons, pairs, report, tally
 from feedback.connection import Ledger, open_ledger
 from feedback.records import (
     AnswerRef,
@@ -31,34 +36,17 @@ from feedback.records import (
     prompt_digest,
 )
 from feedback.settings import LedgerSettings
-from feedback.votes import Opinion, refs
-from tests.processes import free_port, ledger_server
+from feedback.votes import Opinion
+from tests import electorate
+from tests.gateways import OPERATOR
+from tests.processes import answers, free_port, ledger_server, running, wait_for
 
 ANSWERS = 3
 VOTERS = 2000
-WORDS = [
-    "the",
-    "kite",
-    "flies",
-    "when",
-    "wind",
-    "comes",
-    "from",
-    "behind",
-    "and",
-    "you",
-    "run",
-    "with",
-    "it",
-    "slowly",
-    "until",
-    "the",
-    "line",
-    "is",
-    "tight",
-]
-PREVIEWS = 20
-MORE_VOTES = 1000
+WORDS = ["the", "kite", "flies", "when", "wind", "comes", "from", "behind", "and", "you", "run", "slowly", "with", "it"]
+LOOKS = 20
+MORE_PROMPTS = 100
+AT_ONCE = 100  # prompts
 
 
 class Crowd:
@@ -66,10 +54,11 @@ class Crowd:
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
+        self.voters = [f"voter-{number}" for number in range(VOTERS)]
 
     def prompt(self, number: int) -> tuple[list[Completion], Comparison]:
         messages = [{"role": "user", "content": f"{number}: {self._text(20)}?"}]
-        answers = [
+        asked = [
             Completion(
                 id=f"chatcmpl-{number:08d}{i:02d}",
                 served_model="heed",
@@ -81,7 +70,7 @@ class Crowd:
             )
             for i in range(ANSWERS)
         ]
-        a, b = answers[:2]
+        a, b = asked[:2]
         comparison = Comparison(
             id=f"cmp-{number:08d}",
             served_model="heed",
@@ -93,13 +82,13 @@ class Crowd:
             adapter_a=a.adapter,
             adapter_b=b.adapter,
         )
-        return answers, comparison
+        return asked, comparison
 
-    def opinions(self, count: int, answers: list[Completion], comparison: Comparison) -> Iterator[Opinion]:
-        for _ in range(count):
-            voter, at = f"voter-{self.dice.randrange(VOTERS)}", 1e6 + self.dice.random() * 1e6
-            one, other = self.dice.sample(answers, 2)
-            given = {"prompt_hash": one.prompt_hash, "voter": voter, "created": at, "updated": at}
+    def opinions(self, count: int, asked: list[Completion], comparison: Comparison) -> Iterator[Opinion]:
+        """Of as many voters: thumbs, of which some correct; preferences; what was said of the comparison."""
+        for voter in self.dice.sample(self.voters, count):
+            one, other = self.dice.sample(asked, 2)
+            given = {"prompt_hash": one.prompt_hash, "voter": voter, "created": 0, "updated": 0}
             kind = self.dice.random()
             if kind < 0.65:
                 wanted = self._text(40) if kind < 0.05 else None
@@ -112,7 +101,12 @@ class Crowd:
                 yield Preference.model_validate(given | sides | {"id": Preference.id_of(chosen, rejected, voter)})
             else:
                 about = {"id": ComparisonVote.id_of(comparison.id, voter), "comparison_id": comparison.id}
-                shown = {"a": comparison.a, "b": comparison.b, "model_a": "x", "model_b": "y"}
+                shown = {
+                    "a": comparison.a,
+                    "b": comparison.b,
+                    "model_a": comparison.adapter_a,
+                    "model_b": comparison.adapter_b,
+                }
                 said = self.dice.choice(["a", "a", "b", "tie", "both_bad"])
                 yield ComparisonVote.model_validate(given | about | shown | {"preferred": said})
 
@@ -120,71 +114,121 @@ class Crowd:
         return " ".join(self.dice.choices(WORDS, k=words))
 
 
-def write(pipe: Pipeline, ledger: Ledger, opinion: Opinion) -> None:
-    keys = ledger.keys
-    key = keys.comparison_vote if isinstance(opinion, ComparisonVote) else keys.preference
-    pipe.set((keys.vote if isinstance(opinion, Vote) else key)(opinion.id), opinion.model_dump_json(exclude_none=True))
-    pipe.sadd(keys.prompt_opinions(opinion.prompt_hash), opinion.id)
-    pipe.hincrby(keys.unsettled, opinion.prompt_hash, 1)
-    pipe.zadd(keys.votes, {opinion.id: opinion.created})
-    for ref in refs(opinion):
-        pipe.sadd(keys.completion_votes(ref.completion_id), opinion.id)
+async def fill(ledger: Ledger, crowd: Crowd, numbers: range, votes_each: int) -> int:
+    """Returns how many votes were cast."""
+    cast = 0
+    for start in range(numbers.start, numbers.stop, AT_ONCE):
+        made = [crowd.prompt(number) for number in range(start, min(start + AT_ONCE, numbers.stop))]
+        await electorate.ask(ledger, [answer for asked, _ in made for answer in asked])
+        await asyncio.gather(*(comparisons.record(ledger, comparison) for _, comparison in made))
+        given = [opinion for asked, comparison in made for opinion in crowd.opinions(votes_each, asked, comparison)]
+        await electorate.vote(ledger, given)
+        cast += len(given)
+    return cast
 
 
-async def fill(ledger: Ledger, crowd: Crowd, prompts: range, votes_each: int) -> int:
-    written = 0
-    for start in range(prompts.start, prompts.stop, 100):
-        pipe = ledger.redis.pipeline(transaction=False)
-        for number in range(start, min(start + 100, prompts.stop)):
-            answers, comparison = crowd.prompt(number)
-            for answer in answers:
-                pipe.hset(ledger.keys.completion(answer.id), items=completions.flat(answer))
-                pipe.zadd(ledger.keys.completions, {answer.id: answer.created})
-                pipe.zadd(ledger.keys.completions_live, {answer.id: answer.created})
-            pipe.set(ledger.keys.comparison(comparison.id), comparison.model_dump_json(exclude_none=True))
-            for opinion in crowd.opinions(votes_each, answers, comparison):
-                write(pipe, ledger, opinion)
-                written += 1
-        await ledger.reply(pipe.execute())
-    return written
+@dataclass
+class Reader:
+    """A gateway process, and a client of it."""
+
+    http: httpx.AsyncClient
+    process: psutil.Process
+
+    async def look_often(self, path: str) -> str:
+        took_ms, cpu_ms = [], []
+        for _ in range(LOOKS):
+            took, cpu = await self.look(path)
+            took_ms.append(took)
+            cpu_ms.append(cpu)
+        return (
+            f"{median(took_ms):.0f} ms, slowest of {LOOKS} {max(took_ms):.0f} ms; {sum(cpu_ms) / LOOKS:.0f} ms of CPU"
+        )
+
+    async def look(self, path: str) -> tuple[float, float]:
+        """Milliseconds by the clock, and of the gateway's CPU."""
+        cpu, began = self._cpu_s(), time.perf_counter()
+        (await self.http.get(path)).raise_for_status()
+        return (time.perf_counter() - began) * 1e3, (self._cpu_s() - cpu) * 1e3
+
+    async def export(self) -> str:
+        before = self.process.memory_info().rss
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")  # forgets the peak so far
+        began, lines, size = time.perf_counter(), 0, 0
+        async with self.http.stream("GET", "/v1/pairs") as reply:
+            reply.raise_for_status()
+            async for part in reply.aiter_bytes():
+                lines += part.count(b"\n")
+                size += len(part)
+        took = time.perf_counter() - began
+        grown = (self._peak() - before) / 2**20
+        told = f"{lines:,} pairs, {size / 2**20:.0f} MB in {took:.1f} s"
+        return f"{told}; the gateway's peak was {grown:.1f} MB above its {before / 2**20:.0f}"
+
+    def _peak(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+
+    def _cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+
+@asynccontextmanager
+async def reader(folder: Path, ledger_url: str) -> AsyncIterator[Reader]:
+    """The gateway has no engine, for no look asks one."""
+    port = free_port()
+    env = {
+        "HEED_LEDGER_URL": ledger_url,
+        "HEED_PORT": str(port),
+        "HEED_VAR": str(folder),
+        "HEED_ENGINE_URL": f"http://127.0.0.1:{free_port()}",
+        "HEED_RECONCILE_EVERY_S": "60",
+        "HEED_OPERATOR_KEY": OPERATOR,
+    }
+    with running([sys.executable, "-m", "serve"], folder / "gateway.log", env) as process:
+        await asyncio.to_thread(wait_for, lambda: answers(port), "the gateway listens")
+        headers = {"authorization": f"Bearer {OPERATOR}"}
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False) as http:
+            yield Reader(http, psutil.Process(process.pid))
+
+
+async def grow(ledger: Ledger, looking: Reader, crowd: Crowd, numbers: range, votes_each: int) -> None:
+    began = time.perf_counter()
+    cast = await fill(ledger, crowd, numbers, votes_each)
+    took, before = time.perf_counter() - began, await memory(ledger)
+    print(f"{cast:,} votes on {len(numbers):,} prompts were cast in {took:.0f} s; Redis has {before / 2**20:.0f} MB")
+    began = time.perf_counter()
+    await pairs.settle(ledger)
+    took, after = time.perf_counter() - began, await memory(ledger)
+    each_ms, kept = took / len(numbers) * 1e3, (after - before) / cast
+    print(f"settled in {took:.0f} s, {each_ms:.2f} ms a prompt; {kept:.0f} bytes a vote")
+    print(f"export: {await looking.export()}", flush=True)
 
 
 async def memory(ledger: Ledger) -> int:
     return int((await ledger.redis.info("memory"))["used_memory"])
 
 
-async def look_often(ledger: Ledger) -> str:
-    took = []
-    for _ in range(PREVIEWS):
+async def run(ledger: Ledger, looking: Reader, given: argparse.Namespace) -> None:
+    crowd, votes_each, tenth = Crowd(given.seed), given.votes // given.prompts, given.prompts // 10
+    await grow(ledger, looking, crowd, range(tenth), votes_each)
+    await grow(ledger, looking, crowd, range(tenth, given.prompts), votes_each)
+    more = given.prompts
+    for name, path in (("stats", "/v1/stats"), ("preview", "/v1/pairs/preview")):
+        print(f"{name}: {await looking.look_often(path)}")
+        cast = await fill(ledger, crowd, range(more, more + MORE_PROMPTS), votes_each)
+        more += MORE_PROMPTS
+        took_ms, cpu_ms = await looking.look(path)
+        what = f"{name}, the first after {cast:,} more votes on {MORE_PROMPTS} prompts"
+        print(f"{what}: {took_ms:.0f} ms; {cpu_ms:.0f} ms of CPU")
+        await pairs.settle(ledger)
+    if given.recount:
         began = time.perf_counter()
-        await preview.look(ledger)
-        took.append((time.perf_counter() - began) * 1000)
-    return f"median {statistics.median(took):.1f} ms, slowest {max(took):.1f} ms of {PREVIEWS}"
-
-
-async def run(ledger: Ledger, votes: int, prompts: int, seed: int, recount: bool) -> None:
-    crowd, began = Crowd(seed), time.perf_counter()
-    written = await fill(ledger, crowd, range(prompts), votes // prompts)
-    before = await memory(ledger)
-    print(
-        f"{written} votes on {prompts} prompts written in {time.perf_counter() - began:.0f} s, {before / 2**20:.0f} MiB"
-    )
-    began = time.perf_counter()
-    await pairs.settle(ledger)
-    took, after = time.perf_counter() - began, await memory(ledger)
-    print(
-        f"settled in {took:.1f} s ({written / took:.0f} votes/s); {(after - before) / written:.0f} bytes a vote for it"
-    )
-    print(f"preview: {await look_often(ledger)}")
-    await fill(ledger, crowd, range(prompts, prompts + MORE_VOTES // 10), 10)
-    began = time.perf_counter()
-    seen = await preview.look(ledger)
-    print(f"preview after {MORE_VOTES} more votes, settling them: {(time.perf_counter() - began) * 1000:.0f} ms")
-    print(f"{seen.train.total} + {seen.held_out.total} pairs, {seen.unpaired} unpaired, left out {seen.left_out}")
-    if recount:
-        began = time.perf_counter()
-        assert (await pairs.recount(ledger)).tally == await tally.read(ledger), "the tally is off"
-        print(f"a recount of everything agrees; it took {time.perf_counter() - began:.1f} s")
+        recounted = await pairs.recount(ledger)
+        assert recounted.tally == await tally.read(ledger), "the tally is off"
+        assert recounted.report == await report.kept(ledger), "the report is off"
+        print(f"a recount of everything agrees; it took {time.perf_counter() - began:.0f} s")
 
 
 async def main() -> None:
@@ -196,11 +240,13 @@ async def main() -> None:
     given = asking.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        with ledger_server(Path(folder), port):
-            # A script of this length holds the server up for longer than a chat would wait.
-            ledger = open_ledger(LedgerSettings(ledger_url=f"redis://127.0.0.1:{port}/0", ledger_timeout_s=60))
+        with ledger_server(Path(folder) / "ledger", port):
+            url = f"redis://127.0.0.1:{port}/0"
+            # 500 votes in one pipeline hold the server up for longer than a chat would wait.
+            ledger = open_ledger(LedgerSettings(ledger_url=url, ledger_timeout_s=60))
             try:
-                await run(ledger, given.votes, given.prompts, given.seed, given.recount)
+                async with reader(Path(folder), url) as looking:
+                    await run(ledger, looking, given)
             finally:
                 await ledger.close()
 
