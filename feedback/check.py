@@ -12,17 +12,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from feedback import adapters, archive, comparisons, completions, jobs, pairs, report, tally, votes
 from feedback.connection import Ledger
-from feedback.errors import AdapterUnknown
+from feedback.errors import AdapterUnknown, ArchiveUnavailable
 from feedback.partitions import Place, at
 from feedback.records import ComparisonVote
 
 
 async def violations(ledger: Ledger) -> AsyncIterator[str]:
-    """Each broken invariant as a sentence. Unsettled prompts are settled first: they are work, not damage."""
+    """Each broken invariant as a sentence. Old forms and unsettled prompts are work, not damage, and done first."""
+    await completions.upgrade(ledger)
     await pairs.settle(ledger)
     for check in (_opinions, _pairs, _archive, _sums, _jobs, _adapters, _durability):
-        async for broken in check(ledger):
-            yield broken
+        try:
+            async for broken in check(ledger):
+                yield broken
+        except ArchiveUnavailable as error:
+            yield f"not all of it could be verified: {error}"
 
 
 async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
@@ -75,9 +79,12 @@ async def _archive(ledger: Ledger) -> AsyncIterator[str]:
             pipe.hget(keys.completion(completion_id), "archived")
             pipe.hexists(keys.completion(completion_id), "body")
             pipe.zscore(keys.completions_live, completion_id)
-        found = await ledger.reply(pipe.execute())
+        found = await ledger.reply(pipe.execute(raise_on_error=False))
         for nth, completion_id in enumerate(ids):
             place, has_body, live = found[3 * nth : 3 * nth + 3]
+            if completions.is_of_another_type(place):
+                yield f"completion {completion_id} has the form of the version before; is an old gateway still running?"
+                continue
             if place is None and has_body and live is None:
                 yield f"completion {completion_id} is not listed as live, so it would never be archived"
             if place is None:
@@ -103,7 +110,7 @@ async def _partition(ledger: Ledger, name: str, rows: Mapping[int, str], is_list
         for row, completion_id in rows.items():
             if row >= len(ids) or ids[row] != completion_id:
                 broken.append(f"completion {completion_id} is not in row {row} of partition {name}")
-        if len(ids) > len(rows) and not await ledger.reply(ledger.redis.sismember(keys.archive_dirty, name)):
+        if len(ids) > len(rows) and not await ledger.reply(ledger.redis.hexists(keys.archive_dirty, name)):
             unnamed = len(ids) - len(rows)
             broken.append(f"{unnamed} rows of partition {name} belong to no completion and would never be removed")
     if not await ledger.reply(ledger.redis.sismember(keys.archive_partitions, name)):

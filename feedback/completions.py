@@ -11,7 +11,7 @@ are, and become hashes when something is to be written to them.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from redis.exceptions import ResponseError
@@ -84,7 +84,7 @@ redis.call('HSET', KEYS[1], 'body', ARGV[3])
 if place then
   redis.call('HDEL', KEYS[1], 'archived')
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-  redis.call('SADD', KEYS[3], string.match(place, '^%S+'))
+  redis.call('HINCRBY', KEYS[3], string.match(place, '^%S+'), 1)
 end
 return 1
 """
@@ -97,29 +97,13 @@ if redis.call('SCARD', KEYS[2]) > 0 then
   return 0
 end
 local place = redis.pcall('HGET', KEYS[1], 'archived')
-if type(place) == 'string' then redis.call('SADD', KEYS[7], string.match(place, '^%S+')) end
-redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1]) -- first: the first write is the one that must not ask for memory
+if type(place) == 'string' then redis.call('HINCRBY', KEYS[7], string.match(place, '^%S+'), 1) end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 if redis.call('HDEL', KEYS[5], ARGV[1]) == 1 then redis.call('SREM', KEYS[6], ARGV[1]) end
 redis.call('ZREM', KEYS[8], ARGV[1])
 return 1
-"""
-
-# An import may record the same completion again just now. KEYS: the index, live (again the index for comparisons),
-# completions:users, then for each id its record and its user's completions (again the index where there is no user).
-# ARGV: ids.
-SWEEP = """
-local swept = 0
-for i, id in ipairs(ARGV) do
-  if redis.call('EXISTS', KEYS[2 * i + 2]) == 0 then
-    swept = swept + 1
-    redis.call('ZREM', KEYS[1], id)
-    redis.call('ZREM', KEYS[2], id)
-    if redis.call('HDEL', KEYS[3], id) == 1 then redis.call('SREM', KEYS[2 * i + 3], id) end
-  end
-end
-return swept
 """
 
 # The last member of a batch may be gone, or have moved, when the next is asked for; put back for a moment it shows
@@ -217,7 +201,7 @@ async def head(ledger: Ledger, completion_id: str) -> Head:
         pipe = ledger.redis.pipeline(transaction=False)
         pipe.hmget(key, HEAD_FIELDS)
         (found,) = await ledger.reply(pipe.execute(raise_on_error=False))
-        if not _is_of_another_type(found):
+        if not is_of_another_type(found):
             break
         await upgrade_one(ledger, completion_id)
     kind, adapter, prompt_hash, indexes, client, user, comparison = found
@@ -245,12 +229,10 @@ async def get_many(ledger: Ledger, ids: Iterable[str]) -> dict[str, Completion]:
 async def find(ledger: Ledger, ids: Iterable[str]) -> Found:
     """Those of `ids` that exist, as far as they can be read."""
     found = Found()
-    read = ledger.redis.register_script(READ)
     left, tried = list(ids), dict[str, Place]()
     while left:
-        texts = await ledger.reply(read(keys=[ledger.keys.completion(i) for i in left]))
         places: dict[str, Place] = {}
-        for completion_id, text in zip(left, texts, strict=True):
+        for completion_id, text in zip(left, await texts_or_places(ledger, left), strict=True):
             if text is None:
                 found.unreadable.pop(completion_id, None)
             elif text.startswith("{"):
@@ -262,6 +244,12 @@ async def find(ledger: Ledger, ids: Iterable[str]) -> Found:
         left = await _read_archived(ledger, places, found)
         tried |= places
     return found
+
+
+async def texts_or_places(ledger: Ledger, ids: Iterable[str]) -> list[str | None]:
+    """For each its JSON, or where in the archive that is."""
+    read = ledger.redis.register_script(READ)
+    return list(await ledger.reply(read(keys=[ledger.keys.completion(i) for i in ids])))
 
 
 async def _read_archived(ledger: Ledger, places: dict[str, Place], found: Found) -> list[str]:
@@ -379,48 +367,14 @@ async def upgrade_one(ledger: Ledger, completion_id: str) -> None:
     pipe = ledger.redis.pipeline(transaction=False)
     pipe.get(key)
     (text,) = await ledger.reply(pipe.execute(raise_on_error=False))
-    if text is None or _is_of_another_type(text):
+    if text is None or is_of_another_type(text):
         return
     completion = Completion.model_validate_json(text)
     args = [completion_id, repr(completion.created), text, *flat(completion)]
     await ledger.run(UPGRADE, [key, ledger.keys.completions_live], args)
 
 
-async def sweep(ledger: Ledger, limit: int = 1000) -> int:
-    """Take expired completions and comparisons out of their indexes; returns how many. Called by the schedule.
-
-    Old ones with a vote stay; they are passed over, `limit` at a time.
-    """
-    await upgrade(ledger)
-    keys = ledger.keys
-    swept = await _sweep(ledger, [keys.completions, keys.completions_live], keys.completion, limit)
-    return swept + await _sweep(ledger, [keys.comparisons, keys.comparisons], keys.comparison, limit)
-
-
-async def _sweep(ledger: Ledger, indexes: list[str], key_of: Callable[[str], str], limit: int) -> int:
-    horizon = ledger.clock() - ledger.settings.completion_ttl_days * DAY_S
-    passed, swept = 0, 0
-    index, live = indexes
-    while True:
-        old = await ledger.reply(ledger.redis.zrange(live, "-inf", horizon, byscore=True, offset=passed, num=limit))
-        if not old:
-            return swept
-        pipe = ledger.redis.pipeline(transaction=False)
-        for member in old:
-            pipe.exists(key_of(member))
-        there = await ledger.reply(pipe.execute())
-        expired = [member for member, is_there in zip(old, there, strict=True) if not is_there]
-        if expired:
-            owners = await ledger.reply(ledger.redis.hmget(ledger.keys.completion_users, expired))
-            keys = [index, live, ledger.keys.completion_users]
-            for member, owner in zip(expired, owners, strict=True):
-                keys += [key_of(member), owner or index]
-            await ledger.run(SWEEP, keys, expired)
-        swept += len(expired)
-        passed += len(old) - len(expired)
-
-
-def _is_of_another_type(reply: object) -> bool:
+def is_of_another_type(reply: object) -> bool:
     """Whether Redis says so of the record; raises for every other refusal."""
     if not isinstance(reply, ResponseError):
         return False

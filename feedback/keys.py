@@ -6,13 +6,13 @@ key                        type    lifetime               written by            
 completion:ID              hash    TTL until voted on     completions, archive        votes, pairs
 completion:ID:votes        set     as its votes           votes                       votes
 completions                zset    trimmed on sweep       completions                 completions.page
-completions:live           zset    until archived         completions, archive        completions.sweep, archive
+completions:live           zset    until archived         completions, archive        expiry, archive
 completions:form           string  kept                   completions.upgrade         completions.upgrade
-completions:users          hash    as its completions     completions                 completions.sweep
+completions:users          hash    as its completions     completions                 expiry
 user:HASH:completions      set     as its completions     completions                 erasure
 archive:lease              string  TTL, by heartbeat      archive                     archive
 archive:partitions         set     as their rows          archive                     archive, check
-archive:dirty              set     until tidied           archive, completions        archive, erasure
+archive:dirty              hash    until tidied           archive, completions (why)  archive
 archive:unvoted            zset    until due or voted on  votes.withdraw (deadlines)  archive
 prompt:HASH:opinions       set     as its votes           votes                       pairs.settle
 vote:ID                    string  until withdrawn        votes                       votes, pairs

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import orjson
+
 from feedback.connection import Ledger
 from feedback.errors import ArchiveUnavailable
-from feedback.records import Completion
 
 SUFFIX = ".parquet"
 
@@ -49,11 +50,11 @@ class Partitions:
         import pyarrow
         from pyarrow import parquet
 
-        records = [Completion.model_validate_json(text) for _, text in rows]
+        records = [orjson.loads(text) for _, text in rows]
         columns = {
             "id": [completion_id for completion_id, _ in rows],
-            "created": [record.created for record in records],
-            "adapter": [record.adapter for record in records],
+            "created": [record["created"] for record in records],
+            "adapter": [record["adapter"] for record in records],
             "record": [text for _, text in rows],
         }
         with self._reaching("written") as (files, folder):

@@ -37,8 +37,8 @@ class LedgerSettings(BaseSettings):
         1000,
         ge=1,
         le=10_000,
-        description="Completions that move at once, and most rows of a partition; Redis holds votes up for about 10 ms "
-        "meanwhile.",
+        description="Most completions in a partition; deleting one of them writes the others anew, so small ones are "
+        "cheap to delete from and large ones to read as a whole.",
     )
     idempotency_hours: float = Field(
         24,

@@ -8,7 +8,7 @@ that failed is not repeated by itself before there is something new to learn.
 from typing import Literal
 
 import feedback.archive
-from feedback import completions, jobs, pairs
+from feedback import expiry, jobs, pairs
 from feedback.connection import Ledger
 from feedback.records import Job, new_id
 from trainer.settings import WorkshopSettings
@@ -32,7 +32,7 @@ async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
 
 
 async def sweep(ledger: Ledger) -> int:
-    return await completions.sweep(ledger)
+    return await expiry.sweep(ledger)
 
 
 async def archive(ledger: Ledger) -> int:

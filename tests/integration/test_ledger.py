@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from feedback import adapters, completions, jobs, pairs, votes
+from feedback import adapters, completions, expiry, jobs, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.errors import (
@@ -272,7 +272,7 @@ async def test_expired_completions_leave_the_index(ledger: Ledger) -> None:
     await votes.cast(ledger, completion_id=voted.id, rating="up", voter="ann")
     await ledger.redis.delete(ledger.keys.completion(old.id))
 
-    assert await completions.sweep(ledger) == 1
+    assert await expiry.sweep(ledger) == 1
     assert [c.id for c in (await completions.page(ledger))[0]] == [voted.id]
 
 
