@@ -35,15 +35,17 @@ async def test_kills_under_load_lose_nothing_that_was_acknowledged_and_double_no
     assert f"| {row.audit.sent:,} | {row.audit.found:,} | 0 |" in table([row])
 
 
-async def test_a_vote_lost_and_a_vote_doubled_behind_the_voters_backs_are_found() -> None:
+async def test_votes_lost_and_votes_doubled_behind_the_voters_backs_are_found() -> None:
     async def tamper(house: House) -> Strike:
         strike = await house.kill("gateway")
         ledger = open_ledger(LedgerSettings(ledger_url=house.stack.ledger_url))
-        lost, doubled = [one for one in (await votes.page(ledger, limit=100))[0] if one.id.startswith("vote-")][:2]
-        await votes.withdraw(ledger, lost.id)
-        copied = orjson.dumps(doubled.model_copy(update={"id": "vote-copied"}).model_dump(exclude_none=True))
-        await ledger.redis.set(ledger.keys.vote("vote-copied"), copied)
-        await ledger.redis.zadd(ledger.keys.votes, {"vote-copied": doubled.created})
+        given = [one for one in (await votes.page(ledger, limit=100))[0] if one.id.startswith("vote-")]
+        for one in given[:8]:  # of several, for the crowd goes on and may give some again
+            await votes.withdraw(ledger, one.id)
+        for one in given[8:16]:
+            copied = one.model_copy(update={"id": f"{one.id}-copied"})
+            await ledger.redis.set(ledger.keys.vote(copied.id), orjson.dumps(copied.model_dump(exclude_none=True)))
+            await ledger.redis.zadd(ledger.keys.votes, {copied.id: one.created})
         await ledger.close()
         return strike
 
@@ -51,9 +53,9 @@ async def test_a_vote_lost_and_a_vote_doubled_behind_the_voters_backs_are_found(
     row = await endure(fault, strikes=1, seed=2, clients=4, env=HASTE)
 
     assert row.audit is not None
-    assert row.audit.found <= row.audit.sent - 1
-    assert row.audit.duplicates == 1
-    assert any("vote-copied is a second record" in problem for problem in row.problems)
+    assert row.audit.found < row.audit.sent
+    assert row.audit.duplicates > 0
+    assert any("-copied is a second record" in problem for problem in row.problems)
     assert any("and stands as ()" in problem for problem in row.problems)
     assert any(problem.startswith("heed check: broken: ") for problem in row.problems)
 
