@@ -33,10 +33,20 @@ AT_ONCE = 250
 LOOK_EVERY_S = 0.05
 """How often a lease that somebody holds is asked for."""
 
+WANTED_S = 2
+"""How long moving makes way for somebody who asked for the lease to remove something, and asks again meanwhile."""
+
 # Writes here are few and make room, so they are let through where memory is at its limit (allow-oom).
-# KEYS: lease, dirty. ARGV: name, lease in milliseconds.
+# A person waits for what is erased and nobody for what moves, so who moves lets others go first.
+# KEYS: lease, dirty, wanted. ARGV: name, lease in milliseconds, how long it is wanted in seconds, 0 by who moves.
 RESERVE = """#!lua flags=allow-oom
+if ARGV[3] ~= '0' then
+  redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[3])
+elseif redis.call('EXISTS', KEYS[3]) == 1 then
+  return 0
+end
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
+if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
 redis.call('HSET', KEYS[2], ARGV[1], 1)
 return 1
 """
@@ -157,7 +167,7 @@ async def run(ledger: Ledger, watch: Watch | None = None) -> Moved:
     done = Moved(expired=await _expire(ledger), tidied=await tidy(ledger), orphans=await _remove_orphans(ledger))
     passed = 0
     while True:
-        async with _lease(ledger) as attempt:
+        async with _lease(ledger, wanted_s=0) as attempt:
             batch, looked = await _oldest(ledger, passed)
             moved = await _move(ledger, attempt, batch) if batch else 0
         passed += looked - moved
@@ -167,7 +177,6 @@ async def run(ledger: Ledger, watch: Watch | None = None) -> Moved:
             watch(moved)
         if not looked:
             break
-        await asyncio.sleep(2 * LOOK_EVERY_S)  # whoever waits for the lease, as erasures do, gets it now
     done.tidied += await tidy(ledger)
     return done
 
@@ -298,14 +307,14 @@ async def named(ledger: Ledger) -> set[str]:
 
 
 @asynccontextmanager
-async def _lease(ledger: Ledger) -> AsyncIterator[Attempt]:
+async def _lease(ledger: Ledger, wanted_s: int = WANTED_S) -> AsyncIterator[Attempt]:
     """The right to write one partition; waits for whoever has it now. Raises ArchiveUnavailable."""
-    lease, dirty = ledger.keys.archive_lease, ledger.keys.archive_dirty
+    lease, dirty, wanted = ledger.keys.archive_lease, ledger.keys.archive_dirty, ledger.keys.archive_wanted
     lease_ms = int(ledger.settings.job_lease_s * 1000)
     attempt = Attempt(ledger, f"{datetime.fromtimestamp(ledger.clock(), UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}")
     loop = asyncio.get_running_loop()
     end = loop.time() + 4 * ledger.settings.job_lease_s
-    while not await ledger.run(RESERVE, [lease, dirty], [attempt.name, lease_ms]):
+    while not await ledger.run(RESERVE, [lease, dirty, wanted], [attempt.name, lease_ms, wanted_s]):
         if loop.time() > end:
             raise ArchiveUnavailable("somebody else has been at work on the archive for long; nothing moved; try again")
         await asyncio.sleep(LOOK_EVERY_S)

@@ -132,6 +132,6 @@ async def _tidy(ledger: Ledger) -> None:
         await archive.tidy(ledger)
     except ArchiveUnavailable as error:
         raise ArchiveUnavailable(
-            "deleted from the ledger, but the archive cannot be reached; what it still holds of this goes with its "
-            "next run (every hour, or `heed archive`)"
+            f"deleted from the ledger and not yet from the archive, where it goes with the next run (every hour, or "
+            f"`heed archive`): {error}"
         ) from error

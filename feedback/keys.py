@@ -11,6 +11,7 @@ completions:form           string  kept                   completions.upgrade   
 completions:users          hash    as its completions     completions                 expiry
 user:HASH:completions      set     as its completions     completions                 erasure
 archive:lease              string  TTL, by heartbeat      archive                     archive
+archive:wanted             string  TTL, 2 s               archive                     archive
 archive:partitions         set     as their rows          archive                     archive, check
 archive:dirty              hash    until tidied           archive, completions (why)  archive
 archive:unvoted            zset    until due or voted on  votes.withdraw (deadlines)  archive
@@ -96,6 +97,10 @@ class Keys:
     @property
     def archive_lease(self) -> str:
         return self._key("archive:lease")
+
+    @property
+    def archive_wanted(self) -> str:
+        return self._key("archive:wanted")
 
     @property
     def archive_partitions(self) -> str:
