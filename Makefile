@@ -35,6 +35,12 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emi
 bench:  ## measure what a vote costs (a minute; nothing else should be running)
 	@$(BIN)/python -m tests.load.bench_votes
 
+SEED := 0
+KILLS := 20
+
+faults:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make faults SEED=1 KILLS=3`)
+	@$(BIN)/python -m tests.faults --times $(KILLS) --seed $(SEED)
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -52,4 +58,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench lock clean
+.PHONY: help install run test lint types bench faults lock clean

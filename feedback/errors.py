@@ -133,6 +133,8 @@ class IdempotencyConflict(FeedbackError):
 class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
 
+    retry_after_s = 1.0
+
 
 class TextTooLong(FeedbackError):
     """More text than is looked through for personal data, so it could not be recorded without it."""

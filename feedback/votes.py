@@ -232,7 +232,7 @@ async def judge(
     }
     if key is not None:
         opinion["key"] = key
-    kept = _kept_with(ledger, comparison_id)
+    kept = kept_with(ledger, comparison_id)
     try:
         record, changed = await _cast(ledger, opinion, [shown.a, shown.b], kept, is_paced=is_paced)
     except CompletionUnknown:
@@ -346,7 +346,7 @@ def _keys(ledger: Ledger, opinion_key: str, opinion: Opinion, touched: Iterable[
     return keys
 
 
-def _kept_with(ledger: Ledger, comparison_id: str) -> list[str]:
+def kept_with(ledger: Ledger, comparison_id: str) -> list[str]:
     """A comparison is kept by its votes as a completion is."""
     return [ledger.keys.comparison(comparison_id), ledger.keys.comparison_votes(comparison_id)]
 
@@ -411,7 +411,7 @@ async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
     touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
     keys = _keys(ledger, _key(ledger, opinion.id), opinion, touched)
     if isinstance(opinion, ComparisonVote):
-        keys += _kept_with(ledger, opinion.comparison_id)
+        keys += kept_with(ledger, opinion.comparison_id)
     args: list[str | int] = [opinion.id, opinion.prompt_hash, ttl_s, repr(ledger.clock() + ttl_s), *touched]
     return bool(await ledger.run(WITHDRAW, keys, args))
 

@@ -26,6 +26,8 @@ def votes_table(stats: Json) -> Table:
     table.add_row("answers voted on", f"{share(stats['voted_share'])}, last {stats['voted_share']['days']} days")
     table.add_row("voters", states or "none")
     table.add_row("votes not heard", str(stats["unheard_votes"]))
+    if stats["unsettled"]:
+        table.add_row("not counted yet", f"the newest votes on {stats['unsettled']} prompts")
     table.add_row("voters agree", _plain(stats["agreement"]))
     table.add_row("side a wins", f"{share(sides)}; {sides['ties']} ties, {sides['both_bad']} both bad")
     table.add_row("the longer answer wins", share(stats["length_bias"]))

@@ -11,12 +11,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from feedback import adapters, pairs, votes
+from feedback import pairs, votes
 from feedback.connection import Ledger
-from feedback.records import Adapter
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.hub import standing_in
-from tests.processes import ROOT, free_port
+from tests.processes import ROOT
 from tests.scripted_engine import scripted_engine
 
 HEED = str(Path(sys.executable).with_name("heed"))
@@ -161,74 +159,6 @@ async def test_parquet_holds_what_trl_reads_and_says_what_it_has_no_place_for(
     assert found[0].keys() == {"id", "prompt", "chosen", "rejected"}
 
 
-async def test_pairs_are_pushed_to_a_private_dataset_as_one_parquet_file(
-    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = tmp_path / "pairs.jsonl"
-    given.write_text("\n".join(map(json.dumps, rows(2))))
-    await heed(gateway, "import", str(given), "--format", "trl")
-
-    async with standing_in("datasets/ann/votes", monkeypatch) as hub:
-        code, shown = await heed(gateway, "export", "--push-to-hub", "ann/votes")
-
-    assert code == 0, shown
-    assert "2 rows are at http://127.0.0.1" in shown
-    assert hub.repository.items() >= {"type": "dataset", "visibility": "private"}.items()
-    assert list(hub.files) == ["data/train-00000-of-00001.parquet"]
-    pushed = tmp_path / "pushed.parquet"
-    pushed.write_bytes(hub.files["data/train-00000-of-00001.parquet"])
-    assert len(datasets.Dataset.from_parquet(str(pushed), cache_dir=str(tmp_path / "cache"))) == 2
-
-
-async def test_an_adapter_is_pushed_as_it_is_served_with_a_card_that_says_how_it_was_made(
-    gateway: RunningGateway, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = Adapter(
-        id="heed-v1-0a1b2c3d",
-        served_model="heed",
-        version=1,
-        digest="0a1b2c3d" * 8,
-        base_model=str(tmp_path / "pocket"),
-        base_revision="abc",
-        job="ftjob-1",
-        dataset_digest="d" * 64,
-        pairs=300,
-        votes=1400,
-        voters=20,
-        hyperparameters={"beta": 0.5},
-        metrics={"accuracy": 0.88},
-        gate={"passed": True, "reasons": ["held-out accuracy 0.88 against 0.50 of the base, a coin, on 32 pairs"]},
-        state="candidate",
-        created=1000.0,
-    )
-    await adapters.register(ledger, adapter, "passed")
-
-    elsewhere = await heed(gateway, "adapters", "push", adapter.id, "ann/lora")
-    folder = tmp_path / "adapters" / adapter.id
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    config = {"r": 16, "base_model_name_or_path": adapter.base_model}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (tmp_path / "jobs" / "ftjob-1").mkdir(parents=True)
-    manifest = {"versions": {"trl": "1.16.0"}, "base": {"template": "t" * 64}}
-    (tmp_path / "jobs" / "ftjob-1" / "manifest.json").write_text(json.dumps(manifest))
-
-    async with standing_in("models/ann/lora", monkeypatch) as hub:
-        code, shown = await heed(gateway, "adapters", "push", adapter.id, "ann/lora")
-
-    assert elsewhere[0] == 1
-    assert f"the files of {adapter.id} are not in" in elsewhere[1]
-    assert code == 0, shown
-    assert f"{adapter.id} is at http://127.0.0.1" in shown
-    assert hub.repository["visibility"] == "private"
-    assert sorted(hub.files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-    assert json.loads(hub.files["adapter_config.json"]) == {"r": 16, "base_model_name_or_path": "pocket"}
-    card = hub.files["README.md"].decode()
-    for said in ("base_model: pocket", "300 preference pairs", "20 voters", "trl 1.16.0", "| accuracy | 0.88 |"):
-        assert said in card
-    assert str(tmp_path) not in card
-
-
 async def test_a_file_that_cannot_be_read_or_written_is_one_sentence(gateway: RunningGateway, tmp_path: Path) -> None:
     torn = tmp_path / "torn.json"
     torn.write_text('[{"prompt": "my secret"')
@@ -240,22 +170,6 @@ async def test_a_file_that_cannot_be_read_or_written_is_one_sentence(gateway: Ru
     assert written[0] == 1
     assert f"{tmp_path} cannot be written" in written[1]
     assert not list(tmp_path.parent.glob(".*.part"))
-
-
-async def test_a_hub_that_cannot_be_reached_is_one_sentence(
-    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As far as a test gets without a hub: the rows are exported and the first call to it is made."""
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-
-    code, shown = await heed(gateway, "export", "--push-to-hub", "ann/votes")
-    nowhere = await heed(gateway, "export")
-
-    assert code == 1
-    assert "the Hub did not take ann/votes" in shown
-    assert "Traceback" not in shown
-    assert nowhere[0] == 2
-    assert "--out FILE, or --push-to-hub NAME" in nowhere[1]
 
 
 async def test_what_cannot_be_done_is_one_sentence(gateway: RunningGateway) -> None:
