@@ -12,6 +12,7 @@ from serve.errors import model_not_found
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
 from serve.routing import Routing
+from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class Gateway:
     hotswap: HotSwap
     metrics: Metrics
     template: str | None = None
+    scorer: Scorer | None = None
 
     def ledger(self, model: str | None = None) -> Ledger:
         """Of a served model; without a name, of the default one. Raises Refused (404)."""
