@@ -63,6 +63,19 @@ class Choice(Record):
     token_ids: list[int] | None = Field(None, description="As the engine sampled them, with HEED_RECORD_TOKENS.")
 
 
+class BestOf(Record):
+    """How an answer was chosen among samples of its adapter that nobody else saw."""
+
+    samples: int = Field(description="How many were taken; the completion's usage counts them all.")
+    chosen: int = Field(description="Which of them is the answer.")
+    rewards: list[float] = Field(description="Of each; none where the reward model did not tell: then it is the first.")
+    reward_model: str
+
+    @property
+    def compared(self) -> int:
+        return len(self.rewards) or 1
+
+
 class Completion(Record):
     """An answer as the client got it, with all that is needed to learn from it."""
 
@@ -88,6 +101,9 @@ class Completion(Record):
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
     is_honeypot: bool = Field(False, description="An operator's known answer; it teaches nothing, whatever is said.")
     redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
+    best_of: BestOf | None = Field(
+        None, description="There where a reward model was to choose: the best of n is another policy than the adapter."
+    )
 
     @model_validator(mode="after")
     def _list_indexes(self) -> Self:

@@ -16,8 +16,9 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from feedback.records import Completion
+from feedback.records import BestOf, Completion
 from serve.attribution import withhold, withhold_events
+from serve.best_of import choose
 from serve.engine import EngineUnreachable, failure_of, next_bytes, read
 from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
@@ -100,10 +101,16 @@ class Answer(Response):
         answer = orjson.loads(body)
         if any(choice.get("finish_reason") == "abort" for choice in answer["choices"]):
             raise unavailable("engine_aborted", "the engine stopped before the answer was whole; try again", 1)
-        is_recorded = await self._record(answer)
+        best_of = None
+        if self._asked.samples:
+            answer, best_of = await choose(answer, self._asked, self._gateway)
+            body = orjson.dumps(answer)
+        is_recorded = await self._record(answer, best_of)
         if self._asked.records_tokens:
             body = orjson.dumps(withhold(answer, self._asked.sent))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if best_of:
+            headers.append((b"x-heed-best-of", b"%d" % best_of.compared))
         if not is_recorded:
             headers.append((b"x-heed-recorded", b"no"))
         self._saw_first_byte()
@@ -139,8 +146,8 @@ class Answer(Response):
             end = DONE if is_recorded else UNRECORDED + DONE
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    async def _record(self, answer: dict[str, Any]) -> bool:
-        completion = self._asked.completion(answer, self._gateway)
+    async def _record(self, answer: dict[str, Any], best_of: BestOf | None = None) -> bool:
+        completion = self._asked.completion(answer, self._gateway, best_of)
         is_recorded = await record(self._asked, completion, self._gateway)
         self.recorded = completion if is_recorded else None
         return is_recorded

@@ -35,6 +35,7 @@ from serve.routes import (
     votes,
 )
 from serve.routing import Replica, Routing
+from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 
 
@@ -51,7 +52,12 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
         settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
     )
     hotswap = HotSwap(routing, ledgers, settings, metrics)
-    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, template_of(settings.base_model))
+    scorer = None
+    if settings.reward_url:
+        scorer = Scorer(
+            Engine(settings.reward_url, settings.reward_key), settings.reward_model, settings.reward_timeout_s
+        )
+    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, template_of(settings.base_model), scorer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +71,8 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
                 await asyncio.wait({swapping}, timeout=0.1)
             for replica in routing.replicas:
                 await replica.engine.close()
+            if scorer is not None:
+                await scorer.engine.close()
             await first.close()
 
     app = FastAPIOffline(

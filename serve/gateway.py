@@ -13,6 +13,7 @@ from serve.hotswap import HotSwap
 from serve.metrics import Metrics
 from serve.pace import Pace
 from serve.routing import Routing
+from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ class Gateway:
     hotswap: HotSwap
     metrics: Metrics
     template: str | None = None
+    scorer: Scorer | None = None
     pace: Pace = field(default_factory=Pace)
 
     def ledger(self, model: str | None = None) -> Ledger:

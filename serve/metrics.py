@@ -36,6 +36,12 @@ class Metrics:
         self.unrecorded = Counter(
             "heed_unrecorded_total", "Answers given while the ledger could not be written.", registry=own
         )
+        self.best_of = Counter(
+            "heed_best_of_total",
+            "Requests for the best of several answers: chosen, or unscored (the scorer failed, the first was given).",
+            ["outcome"],
+            registry=own,
+        )
         self.votes = Counter(
             "heed_votes_total", "Votes and preferences that changed something.", ["kind"], registry=own
         )

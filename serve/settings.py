@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serve.protocol import MAX_CHOICES
+
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -54,6 +56,30 @@ class GatewaySettings(BaseSettings):
     )
     engine_silence_s: float = Field(
         600, gt=0, description="Longest silence of the engine within an answer; as long as OpenAI's client waits."
+    )
+    reward_url: str = Field(
+        "",
+        description="Where a reward model answers (vLLM's pooling runner), for x-heed-best-of; never an address of "
+        "clients. Empty: there is none, and it is refused; it takes a process and memory of its own.",
+    )
+    reward_key: str = Field(
+        "", description="Key for a proxy before it; vLLM itself asks for none at /classify, whatever its --api-key."
+    )
+    reward_model: str = Field(
+        "reward", description="Its name there, as in --lora-modules reward=FOLDER or --served-model-name reward."
+    )
+    reward_timeout_s: float = Field(
+        10,
+        gt=0,
+        description="Longest wait for the rewards of one request, after which its first sample is given. A reward is "
+        "one forward pass, cheaper than the answer it is about; what takes longer is down or swamped.",
+    )
+    best_of_max: int = Field(
+        8,
+        ge=2,
+        le=MAX_CHOICES,
+        description="Most samples for one answer. Each costs a whole answer, and how far the best of n moves from the "
+        "adapter grows with log n only (ln n - (n-1)/n nats: 1.2 at 8).",
     )
     reconcile_every_s: float = Field(
         0.3, gt=0, description="How often wanted and real adapters are compared; costs one small request each time."

@@ -11,6 +11,7 @@ from feedback.connection import Ledger
 from feedback.errors import ComparisonUnknown
 from feedback.records import Comparison, ComparisonVote, new_id
 from serve.auth import Client, Operator, SeesAll, key_of
+from serve.best_of import HEADER, unsupported
 from serve.comparison import Comparing, Side, TwoAnswers, hidden
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
@@ -28,6 +29,8 @@ Json = dict[str, Any]
 @router.post("", openapi_extra=documented(ComparisonRequest), response_model=None)
 async def ask(request: Request, here: Here, client: Client) -> TwoAnswers:
     """One prompt, two answers, sides shuffled. Both are recorded as chat completions are."""
+    if HEADER in request.headers:
+        raise unsupported("a comparison", "its sides are compared by people; leave it away")
     sent = read(await request.body(), ComparisonRequest, CHAT | {"models"} | set(here.settings.extra_parameters))
     if sent.get("store") is False:
         raise Refused(400, "invalid_value", "store is false; a comparison is voted on, so it is always stored", "store")

@@ -88,5 +88,6 @@ def _stored(completion: Completion) -> Json:
         "user": completion.user,
         "adapter_digest": completion.adapter_digest,
         "template": completion.template,
+        "best_of": completion.best_of.model_dump(exclude={"v"}) if completion.best_of else None,
         **completion.params,
     }
