@@ -39,6 +39,7 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
 	@$(LOCK) $(UPGRADE) --extra dev -c requirements/gateway.txt -o requirements/dev.txt
+	@$(LOCK) $(UPGRADE) --extra redact -c requirements/dev.txt -o requirements/redact.txt
 	@$(LOCK) $(UPGRADE) --extra gpu --extra console -c requirements/dev.txt -o requirements/gpu.txt
 	@$(LOCK) $(UPGRADE) --extra console -c requirements/gpu.txt -o requirements/console.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/cpu.txt 2>/dev/null || true

@@ -64,8 +64,12 @@ return redis.call('ZRANGE', KEYS[1], from, from + ARGV[3] - 1, 'WITHSCORES')
 """
 
 
-async def record(ledger: Ledger, completion: Completion) -> None:
-    """Recording what is there changes nothing: an import derives its ids from content."""
+async def record(ledger: Ledger, completion: Completion) -> Completion:
+    """As it is recorded, redacted where that is asked for. Raises TextTooLong.
+
+    Recording what is there changes nothing: an import derives its ids from content.
+    """
+    completion = await ledger.redaction.completion(completion)
     ttl_s = int(ledger.settings.completion_ttl_days * DAY_S)
     text = completion.model_dump_json(exclude_none=True)
     pipe = ledger.redis.pipeline(transaction=True)
@@ -76,6 +80,7 @@ async def record(ledger: Ledger, completion: Completion) -> None:
         pipe.hset(ledger.keys.completion_users, completion.id, users_completions)
         pipe.sadd(users_completions, completion.id)
     await ledger.reply(pipe.execute())
+    return completion
 
 
 async def get(ledger: Ledger, completion_id: str, client: str | None = None) -> Completion:
@@ -138,9 +143,9 @@ async def walk(ledger: Ledger, index: str, batch: int) -> AsyncIterator[list[str
 
 
 async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str, str]) -> Completion:
-    """Raises CompletionUnknown."""
+    """Raises CompletionUnknown, TextTooLong."""
     completion = await get(ledger, completion_id)
-    changed = completion.model_copy(update={"metadata": metadata})
+    changed = completion.model_copy(update={"metadata": await ledger.redaction.tree(metadata)})
     text = changed.model_dump_json(exclude_none=True)
     written = await ledger.reply(ledger.redis.set(ledger.keys.completion(completion_id), text, xx=True, keepttl=True))
     if not written:

@@ -10,6 +10,7 @@ FeedbackError
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
+├── TextTooLong
 └── RecordConflict
 """
 
@@ -121,6 +122,10 @@ class IdempotencyConflict(FeedbackError):
 
 class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
+
+
+class TextTooLong(FeedbackError):
+    """More text than is looked through for personal data, so it could not be recorded without it."""
 
 
 class RecordConflict(FeedbackError):

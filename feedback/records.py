@@ -90,6 +90,7 @@ class Completion(Record):
     adapter_digest: str | None = Field(None, description="Of the adapter's files; none for the base.")
     template: str | None = Field(None, description="sha256 of the chat template; none where it is not known.")
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
+    redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
 
     @model_validator(mode="after")
     def _list_indexes(self) -> Self:

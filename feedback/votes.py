@@ -151,13 +151,16 @@ async def cast(
 ) -> tuple[Vote, bool]:
     """The vote as stored, and whether this call changed it; `is_paced` holds voter and key to their votes a minute.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, VoterBanned, VotesTooFast.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, TextTooLong, VoterBanned, VotesTooFast.
     """
     answer = AnswerRef(completion_id=completion_id, choice=choice)
-    if correction is not None:
-        said = _answer(await completions.get(ledger, completion_id), choice)
-        if correction.strip() in ("", str(said.get("content") or "").strip()):
-            raise VoteEmpty("the correction is empty or repeats the answer; send the text that was wanted instead")
+    if correction is not None or (ledger.redaction.is_on and (comment or reasons)):
+        about = await completions.get(ledger, completion_id)
+        said = _answer(about, choice)
+        correction, comment, reasons = await ledger.redaction.said(about, choice, correction, comment, reasons)
+        if correction is not None and correction.strip() in ("", str(said.get("content") or "").strip()):
+            but = " once personal data is taken out" if ledger.redaction.is_on else ""
+            raise VoteEmpty(f"the correction is empty or repeats the answer{but}; send the text that was wanted")
     opinion: Said = {
         "v": 1,
         "id": Vote.id_of(completion_id, choice, voter),

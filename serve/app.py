@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from feedback.connection import open_ledger
+from feedback.connection import Ledger, open_ledger
+from feedback.redaction import CannotRedact
 from feedback.settings import LedgerSettings
 from serve import errors
 from serve.attribution import template_of
@@ -37,11 +38,13 @@ from serve.settings import GatewaySettings
 
 
 def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> FastAPI:
-    """Raises CannotBind when the settings would let strangers in."""
+    """Raises CannotBind when the settings would let strangers in, CannotRedact when personal data would be recorded."""
     check_binding(settings)
     metrics = Metrics()
     keys = Keys(settings)
     first = open_ledger(ledger_settings, settings.models[0])
+    expect_redactable(settings, first)
+    metrics.watch(first.redaction.replaced)
     ledgers = {model: first.of(model) for model in settings.models}
     routing = Routing(
         settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
@@ -79,3 +82,13 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}
     app.add_middleware(Door, keys=keys, metrics=metrics, **limits)
     return app
+
+
+def expect_redactable(settings: GatewaySettings, ledger: Ledger) -> None:
+    """Raises CannotRedact. Looked at when the gateway starts, for later it would be a person's text that fails."""
+    if ledger.redaction.is_on and settings.record_tokens:
+        raise CannotRedact(
+            "HEED_RECORD_TOKENS keeps every token of an answer, and with them what HEED_REDACT takes out of its text; "
+            "set one of the two"
+        )
+    ledger.redaction.load()

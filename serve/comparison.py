@@ -14,7 +14,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from feedback import comparisons, completions
+from feedback import comparisons
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import AnswerRef, Comparison, Completion, prompt_digest
@@ -71,6 +71,7 @@ class TwoAnswers(Response):
         self._comparing = comparing
         self._sending = asyncio.Lock()  # two sides, one stream
         self._started = False
+        self._answered: dict[str, Completion] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.ensure_future(self._answer(scope, send))
@@ -109,21 +110,23 @@ class TwoAnswers(Response):
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         record = self._comparing.record()
-        answered = await completions.get_many(self._comparing.ledger, [record.a.completion_id, record.b.completion_id])
-        if len(answered) < 2:
+        if len(self._answered) < 2:
             raise LedgerUnavailable("the ledger did not take both answers, so they cannot be compared; try again")
         await comparisons.record(self._comparing.ledger, record)
-        return hidden(record, answered)
+        return hidden(record, self._answered)
 
     async def _ask(self, side: Side, asked: Asked, scope: Scope, send: Send) -> None:
         async def pass_on(message: Message) -> None:
-            # A whole answer is read from its record, once both are there.
+            # A whole answer is shown once both are recorded.
             if asked.is_stream and message["type"] == "http.response.body":
                 events = b"".join(self._without_name(side, event) for event in message["body"].split(b"\n\n"))
                 if events:
                     await self._stream(send, events)
 
-        await Answer(self._gateway, asked)(scope, _stay, pass_on)
+        answer = Answer(self._gateway, asked)
+        await answer(scope, _stay, pass_on)
+        if answer.recorded:
+            self._answered[answer.recorded.id] = answer.recorded
 
     async def _stream(self, send: Send, events: bytes, is_end: bool = False) -> None:
         async with self._sending:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from feedback import completions
 from feedback.connection import Ledger
-from feedback.errors import LedgerUnavailable
+from feedback.errors import LedgerUnavailable, TextTooLong
 from feedback.records import Choice, Completion, Message, prompt_digest
 from serve.gateway import Gateway
 from serve.routing import Target
@@ -110,13 +110,13 @@ def _choice(choice: dict[str, Any], has_tokens: bool) -> Choice:
     )
 
 
-async def record(asked: Asked, answer: dict[str, Any], gateway: Gateway) -> bool:
+async def record(asked: Asked, completion: Completion, gateway: Gateway) -> bool:
     """Whether the ledger has what it should have; a ledger that is down does not take the answer from the client."""
     if not asked.is_recorded:
         return True
     try:
-        await completions.record(asked.ledger, asked.completion(answer, gateway))
-    except LedgerUnavailable as error:
+        await completions.record(asked.ledger, completion)
+    except (LedgerUnavailable, TextTooLong) as error:
         gateway.metrics.unrecorded.inc()
         log.warning("req-%s was answered and not recorded: %s", asked.number, error)
         return False
