@@ -5,7 +5,7 @@ FeedbackError
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
 ├── VoterUnknown        VoterBanned        VotesTooFast
-├── ComparisonUnknown
+├── ComparisonUnknown   PromptUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 ├── FileUnknown         UploadInvalid
@@ -74,6 +74,10 @@ class VotesTooFast(FeedbackError):
 
 class ComparisonUnknown(FeedbackError):
     """No such comparison: it failed, was deleted with one of its answers, or expired without a vote."""
+
+
+class PromptUnknown(FeedbackError):
+    """No such prompt is queued."""
 
 
 class JobUnknown(FeedbackError):

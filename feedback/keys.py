@@ -17,6 +17,9 @@ comparison_vote:ID         string  until withdrawn        votes                 
 comparison:ID              string  TTL until voted on     comparisons.record          comparisons, votes, pairs
 comparison:ID:votes        set     as its votes           votes                       votes
 comparisons                zset    trimmed on sweep       comparisons.record          comparisons.page
+queue:ID                   string  until removed          queue                       queue
+queue, queue:honeypots     zset    until removed          queue                       queue
+voter:HASH:drawn           set     until erasure          queue.draw                  queue.draw
 unsettled                  hash    until settled          votes (count per prompt)    pairs.settle
 settled:rules              string  kept                   pairs.settle                pairs.settle
 prompt:HASH:settled        string  TTL, an hour           pairs.settle (how often)    pairs.settle
@@ -126,6 +129,20 @@ class Keys:
     @property
     def comparisons(self) -> str:
         return self._key("comparisons")
+
+    def queued(self, prompt_id: str) -> str:
+        return self._key(f"queue:{prompt_id}")
+
+    @property
+    def queue(self) -> str:
+        return self._key("queue")
+
+    @property
+    def queue_honeypots(self) -> str:
+        return self._key("queue:honeypots")
+
+    def voter_drawn(self, voter: str) -> str:
+        return self._key(f"voter:{_name(voter)}:drawn")
 
     @property
     def unsettled(self) -> str:

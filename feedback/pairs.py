@@ -21,7 +21,7 @@ from feedback.records import Comparison, ComparisonVote, Completion, Message, Pa
 from feedback.report import Part
 from feedback.texts import fault_of
 
-RULES = "4"
+RULES = "5"
 """Another number when the rules of lessons.py change: then every prompt is settled anew."""
 
 # New opinions may come in while pairs are derived from the old ones: then the count has moved. Or somebody else has
@@ -206,7 +206,7 @@ async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[
     shown = await _shown(ledger, opinions.values())
     # Last: the counts that `_write` compares were read before, and who is silenced from now on moves them.
     silenced = await voters.silenced(ledger, {opinion.voter for opinion in opinions.values()})
-    unheard = _unheard(opinions.values(), shown, silenced)
+    unheard = _unheard(opinions.values(), asked, shown, silenced)
     found: dict[str, Outcome] = {}
     for prompt_hash, some in members.items():
         given = [opinions[i] for i in some if i in opinions]
@@ -303,15 +303,17 @@ async def _shown(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str,
 
 
 def _unheard(
-    opinions: Iterable[votes.Opinion], shown: Mapping[str, Comparison], silenced: Collection[str]
+    opinions: Iterable[votes.Opinion],
+    asked: Mapping[str, Completion],
+    shown: Mapping[str, Comparison],
+    silenced: Collection[str],
 ) -> dict[str, Reason]:
     """Opinions that no dataset may rest on, whatever they say, and why."""
-    honeypots = {comparison.id for comparison in shown.values() if comparison.expected}
     found: dict[str, Reason] = {}
     for opinion in opinions:
         if opinion.voter in silenced:
             found[opinion.id] = "quarantined"
-        elif isinstance(opinion, ComparisonVote) and opinion.comparison_id in honeypots:
+        elif report.is_honeypot(opinion, asked, shown):
             found[opinion.id] = "honeypot"
     return found
 

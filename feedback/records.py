@@ -90,6 +90,7 @@ class Completion(Record):
     adapter_digest: str | None = Field(None, description="Of the adapter's files; none for the base.")
     template: str | None = Field(None, description="sha256 of the chat template; none where it is not known.")
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
+    is_honeypot: bool = Field(False, description="An operator's known answer; it teaches nothing, whatever is said.")
     redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
 
     @model_validator(mode="after")
@@ -167,7 +168,25 @@ class Comparison(Record):
     adapter_a: str
     adapter_b: str
     user: str | None = None
+    is_queued: bool = Field(False, description="Its prompt came from the queue, so it may be a honeypot.")
     expected: Literal["a", "b"] | None = Field(None, description="The known answer of a honeypot.")
+
+
+class QueuedPrompt(Record):
+    """A prompt that voters are to judge two answers to; with a good and a bad one it is a honeypot."""
+
+    id: str = ""
+    prompt_hash: str = ""
+    messages: list[Message]
+    tools: list[Any] | None = None
+    good: Message | None = None
+    bad: Message | None = None
+    user: str | None = Field(None, description="Whose prompt it was, so that their erasure finds the answers to it.")
+    created: float
+
+    @property
+    def is_honeypot(self) -> bool:
+        return self.good is not None
 
 
 class ComparisonVote(Record):

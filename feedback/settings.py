@@ -86,6 +86,18 @@ class LedgerSettings(BaseSettings):
         description="How often a voter as good as feedback/scores.py asks for is ever quarantined by chance, 0 to "
         "quarantine nobody; under the 1 % that honest voters should bear at most.",
     )
+    honeypot_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the prompts drawn from the queue that are honeypots. 0: somebody must write them, and "
+        "they take voters' time; at 0.05 who judges 200 comparisons has met ten, from which on a score counts.",
+    )
+    queue_traffic: bool = Field(
+        False,
+        description="Whether the newest prompts of users are drawn when the operator's are used up. Off: whoever asked "
+        "did not ask voters to read it.",
+    )
 
     redact: Annotated[tuple[PersonalKind, ...], NoDecode] = Field(
         (),

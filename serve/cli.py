@@ -18,7 +18,7 @@ from feedback import imports
 from serve import exchange
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
-from serve.tables import versions_table, voters_table, votes_table
+from serve.tables import prompts_table, versions_table, voters_table, votes_table
 from serve.terminal import TerminalChat
 from serve.up import up
 
@@ -190,6 +190,33 @@ def voters(
         console.print(voters_table(listed["data"]))
         if listed["has_more"]:
             console.print(f"These are the first {VOTERS_SHOWN} by name; --state shows fewer.")
+
+
+@command
+def prompts(
+    file: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="JSON Lines of prompts, or of preferences.")
+    ] = None,
+    model: Model = "heed",
+    honeypots: Annotated[bool, typer.Option(help="List these instead of the others.")] = False,
+    remove: Annotated[str, typer.Option(help="Id of a prompt that nobody should get any more.")] = "",
+) -> None:
+    """The queue of prompts that voters judge two answers to: list it, or add to it.
+
+    A line with `prompt` is a prompt; a line with `chosen` and `rejected` as well is a honeypot, which measures whether
+    voters look (HEED_HONEYPOT_SHARE).
+    """
+    client = _client()
+    if remove:
+        console.print(f"{client.delete(f'/prompts/{quote(remove)}')['id']} is removed.", markup=False)
+    elif file:
+        if exchange.enqueue(client, file, model, console):
+            raise typer.Exit(1)
+    else:
+        listed = client.get("/prompts", model=model, honeypots=honeypots, limit=VOTERS_SHOWN)
+        console.print(prompts_table(listed["data"]))
+        if listed["has_more"]:
+            console.print(f"These are the first {VOTERS_SHOWN}.")
 
 
 @command

@@ -7,7 +7,7 @@ the other side is given up. A client that leaves ends the engine's work on both.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -21,6 +21,7 @@ from feedback.records import AnswerRef, Comparison, Completion, prompt_digest
 from serve.answer import STREAM_HEADERS, Answer, until_gone
 from serve.errors import REFUSALS, Refused
 from serve.gateway import Gateway
+from serve.known import KnownAnswer
 from serve.recorder import Asked
 from serve.sse import DONE, failure_event
 
@@ -39,6 +40,10 @@ class Comparing:
     id: str
     ledger: Ledger
     sides: Mapping[Side, Asked]
+    known: Mapping[Side, Json] = field(default_factory=dict)
+    """The answers of a honeypot, which no engine is asked for."""
+    expected: Side | None = None
+    is_queued: bool = False
 
     @property
     def is_stream(self) -> bool:
@@ -59,7 +64,16 @@ class Comparing:
             adapter_a=a.target.adapter,
             adapter_b=b.target.adapter,
             user=a.sent.get("user"),
+            is_queued=self.is_queued,
+            expected=self.expected,
         )
+
+    @property
+    def prompt(self) -> Json:
+        """Of the queue: the client did not send it, so it is shown."""
+        a = self.sides["a"]
+        tools = a.sent.get("tools")
+        return {"messages": a.messages} | ({"tools": tools} if tools else {})
 
 
 class TwoAnswers(Response):
@@ -113,26 +127,38 @@ class TwoAnswers(Response):
         if len(self._answered) < 2:
             raise LedgerUnavailable("the ledger did not take both answers, so they cannot be compared; try again")
         await comparisons.record(self._comparing.ledger, record)
-        return hidden(record, self._answered)
+        return hidden(record, self._answered) | (self._comparing.prompt if self._comparing.is_queued else {})
 
     async def _ask(self, side: Side, asked: Asked, scope: Scope, send: Send) -> None:
+        began = asyncio.get_running_loop().time()
+        first: float | None = None
+
         async def pass_on(message: Message) -> None:
+            nonlocal first
             # A whole answer is shown once both are recorded.
             if asked.is_stream and message["type"] == "http.response.body":
                 events = b"".join(self._without_name(side, event) for event in message["body"].split(b"\n\n"))
                 if events:
+                    first = first or asyncio.get_running_loop().time() - began
                     await self._stream(send, events)
 
-        answer = Answer(self._gateway, asked)
+        known = self._comparing.known.get(side)
+        answer = KnownAnswer(self._gateway, asked, known) if known else Answer(self._gateway, asked)
         await answer(scope, _stay, pass_on)
         if answer.recorded:
             self._answered[answer.recorded.id] = answer.recorded
+            if first is not None and not known:
+                whole = asyncio.get_running_loop().time() - began
+                self._gateway.pace.saw(first, whole, answer.recorded)
 
     async def _stream(self, send: Send, events: bytes, is_end: bool = False) -> None:
         async with self._sending:
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                if self._comparing.is_queued:
+                    about = {"id": self._comparing.id, "object": "comparison.prompt"}
+                    events = _event(about | self._comparing.prompt) + events
             await send({"type": "http.response.body", "body": events, "more_body": not is_end})
 
     def _without_name(self, side: Side, event: bytes) -> bytes:

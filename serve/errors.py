@@ -47,6 +47,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.VoterBanned: Meaning(403, "voter_banned", "voter"),
     ledger.VotesTooFast: Meaning(429, "vote_rate_limited"),
     ledger.ComparisonUnknown: Meaning(404, "comparison_not_found"),
+    ledger.PromptUnknown: Meaning(404, "prompt_not_found"),
     ledger.JobUnknown: Meaning(404, "job_not_found"),
     ledger.JobAlreadyClaimed: Meaning(409, "job_already_claimed"),
     ledger.JobLeaseLost: Meaning(409, "job_lease_lost"),

@@ -1,7 +1,7 @@
 """What the routes work with, made once by app.py."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -11,6 +11,7 @@ from feedback.errors import FeedbackError
 from serve.errors import model_not_found
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
+from serve.pace import Pace
 from serve.routing import Routing
 from serve.settings import GatewaySettings
 
@@ -25,6 +26,7 @@ class Gateway:
     hotswap: HotSwap
     metrics: Metrics
     template: str | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def ledger(self, model: str | None = None) -> Ledger:
         """Of a served model; without a name, of the default one. Raises Refused (404)."""

@@ -4,9 +4,9 @@ vLLM ignores fields it does not know, and obeys some that reach behind the gatew
 `priority`, `chat_template`, `kv_transfer_params`, `vllm_xargs`): so only listed ones pass, and HEED_EXTRA_PARAMETERS.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from feedback.records import IMPORTED, Preferred, Rating
 
@@ -142,6 +142,29 @@ class PreferenceRequest(Body):
 class JudgementRequest(Body):
     preferred: Preferred
     voter: Voter | None = None
+
+
+class DrawRequest(Body):
+    """No sampling parameters: they would shape a model's answers and not a known one, and so tell them apart."""
+
+    model: str | None = Field(None, description="Answers twice; default: the first served model, by what is live.")
+    models: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    stream: bool = False
+    voter: Voter | None = Field(None, description="Who will judge; default: the key. Gets each prompt once.")
+
+
+class PromptRequest(Body):
+    messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    good: str | None = Field(None, min_length=1, max_length=20_000, description="With `bad`: a honeypot.")
+    bad: str | None = Field(None, min_length=1, max_length=20_000)
+    model: str | None = Field(None, description="Served model; default: the first one.")
+
+    @model_validator(mode="after")
+    def _has_both(self) -> Self:
+        if (self.good is None) != (self.bad is None) or (self.good is not None and self.good == self.bad):
+            raise ValueError("both good and bad, and not the same, or neither")
+        return self
 
 
 class MetadataRequest(Body):

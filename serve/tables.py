@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 Json = dict[str, Any]
@@ -34,14 +34,25 @@ def votes_table(stats: Json) -> Table:
 
 
 def voters_table(voters: Iterable[Json]) -> Table:
-    table = Table("voter", "state", "votes", "agreed", "kappa", "asked", "chance", box=None)
+    table = Table("voter", "state", "votes", "agreed", "kappa", "asked", "chance", "honeypots missed", box=None)
     for one in voters:
         agreed = f"{one['agreed']} of {one['measured']}"
         kappa = "-" if one["kappa"] is None else f"{one['kappa']:.2f}"
         asked = "-" if one["asked"] is None else f"{one['asked']:.0%}"
         state = f"{one['state']} (outlier)" if one["is_outlier"] else one["state"]
         # A voter's name is a client's text, and no markup.
-        table.add_row(Text(one["id"]), state, str(one["votes"]), agreed, kappa, asked, f"{one['chance']:.1g}")
+        pots = one["honeypots"]
+        missed = f"{pots['missed']} of {pots['answered']}" if pots["answered"] else "-"
+        table.add_row(Text(one["id"]), state, str(one["votes"]), agreed, kappa, asked, f"{one['chance']:.1g}", missed)
+    return table
+
+
+def prompts_table(prompts: Iterable[Json]) -> Table:
+    table = Table(Column("id", no_wrap=True), "prompt", "good", "bad", box=None)
+    for one in prompts:
+        last = one["messages"][-1].get("content")
+        cells = [last if isinstance(last, str) else "…", one["good"] or "-", one["bad"] or "-"]
+        table.add_row(one["id"], *(Text(cell, overflow="ellipsis", no_wrap=True) for cell in cells))
     return table
 
 

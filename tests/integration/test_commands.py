@@ -263,3 +263,31 @@ async def test_a_gateway_that_is_open_to_strangers_does_not_start(tmp_path: Path
     assert done.returncode == 1
     assert "Set HEED_CLIENT_KEYS, or bind to 127.0.0.1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_prompts_and_honeypots_are_queued_from_a_file(gateway: RunningGateway, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "How do I fly a kite?"},
+        {"prompt": "What are seven and five?", "chosen": "Twelve.", "rejected": "Blue."},
+        {"prompt": "Sum?", "chosen": "same", "rejected": "same"},
+        {"question": "?"},
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+
+    code, told = await heed(gateway, "prompts", str(file))
+    _, again = await heed(gateway, "prompts", str(file))
+    _, listed = await heed(gateway, "prompts")
+    _, pots = await heed(gateway, "prompts", "--honeypots")
+    found = (await gateway.operator.get("/v1/prompts?honeypots=true")).json()["data"]
+    removed = await heed(gateway, "prompts", "--remove", found[0]["id"])
+
+    assert code == 1
+    assert "2 prompts are new in the queue, 0 were there, 2 lines were refused." in told
+    assert "line 3: the chosen and the rejected answer say the same" in told
+    assert "line 4: prompt is missing" in told
+    assert "0 prompts are new in the queue, 2 were there" in again
+    assert "How do I fly a kite?" in listed
+    assert "Twelve." not in listed
+    assert "Twelve." in pots
+    assert removed == (0, f"{found[0]['id']} is removed.\n")
