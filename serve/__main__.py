@@ -27,7 +27,7 @@ def main() -> None:
         app = create_app(settings, LedgerSettings())
     except ValidationError as error:
         wrong = error.errors()[0]
-        sys.exit(f"HEED_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}; got {wrong['input']!r}")
+        sys.exit(f"HEED_{str(wrong['loc'][0]).upper()}: {wrong['msg']}; got {wrong['input']!r}")
     except (CannotBind, CannotRedact, OSError) as error:
         sys.exit(str(error))
     gc.collect()

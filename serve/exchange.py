@@ -78,7 +78,7 @@ def take_in(client: Client, file: Path, format: Source, model: str, score: str, 
 
 
 def enqueue(client: Client, file: Path, model: str, console: Console) -> int:
-    """Prompts of the file to the queue, one request for each. Returns how many lines were refused. Raises CallFailed."""
+    """Put prompts of the file into the queue; returns how many lines were refused. Raises CallFailed."""
     new = known = refused = 0
     with file.open("rb") as content:
         for number, line in _readable(lines(content, file.stat().st_size)):

@@ -230,6 +230,17 @@ async def test_metadata_given_later_is_redacted(gateway: RunningGateway, redacti
     assert await is_clean(redacting)
 
 
+async def test_the_queue_of_prompts_is_redacted_too(gateway: RunningGateway, redacting: Ledger) -> None:
+    body = {"messages": [{"role": "user", "content": ASK}], "good": "Dear ann@x.org", "bad": "eve@z.org"}
+
+    added = (await gateway.operator.post("/v1/prompts", json=body)).json()
+    again = (await gateway.operator.post("/v1/prompts", json=body)).json()
+
+    assert (added["good"], added["bad"]) == ("Dear <EMAIL_1>", "<EMAIL_2>")
+    assert (again["id"], again["changed"]) == (added["id"], False)
+    assert await is_clean(redacting)
+
+
 async def test_an_answer_too_long_to_look_through_is_given_and_not_recorded(
     ledger: Ledger, tmp_path: Path, engine: ScriptedEngine
 ) -> None:

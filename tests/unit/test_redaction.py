@@ -253,6 +253,14 @@ def test_without_the_extra_the_start_says_what_to_install() -> None:
     assert done.stderr.startswith("HEED_REDACT is email and presidio_analyzer is not installed; install the extra")
 
 
+def test_a_kind_that_cannot_be_found_is_named_with_those_that_can() -> None:
+    settings = {"HEED_REDACT": "email,name", "HEED_OPERATOR_KEY": "k"}
+
+    done = subprocess.run([sys.executable, "-m", "serve"], env=settings, capture_output=True, text=True)
+
+    assert done.stderr == ("HEED_REDACT: Input should be 'email', 'phone', 'card', 'iban' or 'ip'; got 'name'\n")
+
+
 def test_recorded_tokens_and_redaction_exclude_each_other() -> None:
     settings = {"HEED_REDACT": "email", "HEED_RECORD_TOKENS": "1", "HEED_OPERATOR_KEY": "k"}
 
