@@ -9,10 +9,12 @@ came, for erasure asks for them. Patterns and checksums find what has a form; na
 import asyncio
 import json
 import re
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -49,6 +51,21 @@ class CannotRedact(Exception):
     """HEED_REDACT asks for what is not installed, or for what another setting undoes."""
 
 
+@contextmanager
+def absent(*modules: str) -> Iterator[None]:
+    """What is imported within does without these, unless they are loaded already.
+
+    Presidio and spaCy load them where they are installed, for models that are not used here: 330 MB and 3 s.
+    """
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import fail as if it were not there
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 class Span(NamedTuple):
     start: int
     end: int
@@ -71,6 +88,7 @@ class Names:
         """Raises TextTooLong."""
         if PICTURE.match(text):
             return text
+        self._taken.update(PLACEHOLDER.findall(text))
         kinds = [kind for kind in self._redaction.kinds if NEEDS[kind].search(text)]
         if not kinds:
             return text
@@ -81,7 +99,6 @@ class Names:
                 f"more than {most} characters would have to be looked through for personal data "
                 "(HEED_REDACT_CHARACTERS), so nothing was recorded; send less, or have the operator raise the limit"
             )
-        self._taken.update(PLACEHOLDER.findall(text))
         parts, end = [], 0
         for span in self._redaction.spans(text, kinds):
             parts += [text[end : span.start], self._name(span.kind, text[span.start : span.end])]
@@ -151,7 +168,8 @@ class Redaction:
             if not self.is_on or self._recognizers:
                 return
             try:
-                from feedback import recognizers
+                with absent("torch", "transformers"):
+                    from feedback import recognizers
             except ModuleNotFoundError as error:
                 raise CannotRedact(
                     f"HEED_REDACT is {','.join(self.kinds)} and {error.name} is not installed; install the extra with "

@@ -188,10 +188,10 @@ async def test_redacting_again_changes_nothing(redaction: Redaction) -> None:
     once = await redaction.completion(completion("I am ann@x.org", said("eve@z.org")))
 
     twice = await redaction.completion(once)
-    more = await redaction.completion(completion("<EMAIL_1> and bob@y.org", said("Hi")))
+    more = await redaction.completion(completion("<EMAIL_1>, too", said("bob@y.org")))
 
     assert (twice.messages, twice.choices, twice.redacted) == (once.messages, once.choices, None)
-    assert more.messages[0]["content"] == "<EMAIL_1> and <EMAIL_2>"
+    assert more.choices[0].message["content"] == "<EMAIL_2>"
 
 
 async def test_where_two_kinds_claim_the_same_characters_a_checksum_decides(redaction: Redaction) -> None:
@@ -251,6 +251,17 @@ def test_without_the_extra_the_start_says_what_to_install() -> None:
 
     assert done.returncode == 1
     assert done.stderr.startswith("HEED_REDACT is email and presidio_analyzer is not installed; install the extra")
+
+
+def test_torch_is_not_loaded_for_it() -> None:
+    load = "from feedback.redaction import Redaction; from feedback.settings import LedgerSettings; import sys; "
+    load += "Redaction(LedgerSettings()).load(); print('presidio_analyzer' in sys.modules, 'torch' in sys.modules); "
+
+    done = subprocess.run(
+        [sys.executable, "-c", load + "import torch"], env={"HEED_REDACT": "email"}, capture_output=True, text=True
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == ("True False\n", "", 0)
 
 
 def test_a_kind_that_cannot_be_found_is_named_with_those_that_can() -> None:
