@@ -113,8 +113,8 @@ class LedgerSettings(BaseSettings):
     redact_characters: int = Field(
         100_000,
         gt=0,
-        description="Most characters of one record that are looked through for personal data, 25,000 tokens or so; what "
-        "is longer is not recorded. It is a quarter of a second of CPU time with a value in each sentence.",
+        description="Most characters of one record that are looked through for personal data, 25,000 tokens or so; "
+        "what is longer is not recorded. It is a quarter of a second of CPU time with a value in each sentence.",
     )
 
     @field_validator("redact", "redact_regions", mode="before")
