@@ -96,7 +96,7 @@ fi
 
 locks=(requirements/$device.txt)
 [ "${1:-}" != --dev ] || locks+=(requirements/dev.txt)
-[ -z "${HEED_REDACT:-}" ] || locks+=(requirements/redact.txt)
+[ "${HEED_REDACT:-off}" = off ] || locks+=(requirements/redact.txt)
 
 # Where Python is told to write no bytecode, every start of vLLM would compile 3,000 modules again (+20 s): compiled once, here.
 [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
