@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from feedback import comparisons, lineage, votes
+from feedback import comparisons, completions, lineage, votes
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, ComparisonVote, Vote
@@ -121,8 +121,11 @@ async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
 
 
 async def _is_of_queue(ledger: Ledger, vote_id: str) -> bool:
-    about = [vote.comparison_id for vote in await votes.get_many(ledger, [vote_id]) if isinstance(vote, ComparisonVote)]
-    return any(comparison.is_queued for comparison in await comparisons.get_many(ledger, about))
+    """Also a thumb on a side of one, for a voter is told which completions these are."""
+    about = [ref.completion_id for vote in await votes.get_many(ledger, [vote_id]) for ref in votes.refs(vote)]
+    asked = (await completions.get_many(ledger, about)).values()
+    shown = await comparisons.get_many(ledger, [one.comparison for one in asked if one.comparison])
+    return any(comparison.is_queued for comparison in shown)
 
 
 def _shown(opinion: Opinion) -> Json:

@@ -132,7 +132,11 @@ async def test_clients_cannot_tell_a_honeypot_from_another_prompt(
         side = (await gateway.http.get(f"/v1/chat/completions/{vote['a']['completion_id']}")).json()
         listed = (await gateway.http.get(f"/v1/votes?completion_id={side['id']}")).json()
         traced = await gateway.http.get(f"/v1/votes/{vote['id']}/lineage")
+        liked = {"completion_id": side["id"], "rating": "up", "voter": "ann"}
+        thumb = (await gateway.http.post("/v1/votes", json=liked)).json()
+        thumbed = (await gateway.http.get(f"/v1/votes/{thumb['id']}/lineage")).json()
         about = [before, vote, after, side, listed, traced.json(), sorted(reply.headers), traced.status_code]
+        about += [thumb, thumbed]
         kinds = {json.dumps(shape(event), sort_keys=True) for event in events}
         seen[await expected(ledger, comparison_id) is not None] = [kinds, shape(about), vote["a"]["adapter"]]
         said.append(json.dumps([events, about]))
