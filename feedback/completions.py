@@ -75,16 +75,18 @@ redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 return 1
 """
 
-# An archived completion that changes comes back, and the row it was is tidied away.
-# KEYS: record, live, archive:dirty. ARGV: id, created, body.
+# An archived completion that changes comes back, with a lifetime if its votes were withdrawn; the row it was is tidied
+# away. KEYS: record, its votes, live, archive:dirty, archive:unvoted. ARGV: id, created, body, lifetime in seconds.
 UPDATE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local place = redis.call('HGET', KEYS[1], 'archived')
 redis.call('HSET', KEYS[1], 'body', ARGV[3])
 if place then
   redis.call('HDEL', KEYS[1], 'archived')
-  redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-  redis.call('HINCRBY', KEYS[3], string.match(place, '^%S+'), 1)
+  redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
+  redis.call('HINCRBY', KEYS[4], string.match(place, '^%S+'), 1)
+  redis.call('ZREM', KEYS[5], ARGV[1])
+  if redis.call('SCARD', KEYS[2]) == 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
 end
 return 1
 """
@@ -314,8 +316,15 @@ async def update_metadata(ledger: Ledger, completion_id: str, metadata: dict[str
     completion = await get(ledger, completion_id)
     await upgrade_one(ledger, completion_id)
     changed = completion.model_copy(update={"metadata": metadata})
-    keys = [ledger.keys.completion(completion_id), ledger.keys.completions_live, ledger.keys.archive_dirty]
-    args = [completion_id, repr(completion.created), changed.model_dump_json(exclude_none=True)]
+    keys = [
+        ledger.keys.completion(completion_id),
+        ledger.keys.completion_votes(completion_id),
+        ledger.keys.completions_live,
+        ledger.keys.archive_dirty,
+        ledger.keys.archive_unvoted,
+    ]
+    text, ttl_s = changed.model_dump_json(exclude_none=True), int(ledger.settings.completion_ttl_days * DAY_S)
+    args: list[str | int] = [completion_id, repr(completion.created), text, ttl_s]
     if not await ledger.run(UPDATE, keys, args):
         raise CompletionUnknown(f"completion {completion_id!r} was deleted in the meantime")
     return changed

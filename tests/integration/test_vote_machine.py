@@ -204,6 +204,14 @@ class Votes(RuleBasedStateMachine):
             if expired:
                 del self.model.asked[completion_id]
 
+    @rule(completion_id=ids)
+    def change(self, completion_id: str) -> None:
+        act = completions.update_metadata(self.ledger, completion_id, {"k": "v"})
+        if completion_id in self.model.asked:
+            self.run(act)
+        else:
+            self.refused(act, CompletionUnknown)
+
     @rule()
     def move_to_the_archive(self) -> None:
         """All completions of this machine are old, so those with a vote move; what people do after is the same."""
