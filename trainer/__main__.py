@@ -76,6 +76,9 @@ def dpo(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    qlora: Annotated[
+        bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
+    ] = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
@@ -89,6 +92,7 @@ def dpo(
         "seed": seed,
         "max_length": max_length,
         "checkpoint_steps": checkpoint_steps,
+        "qlora": qlora,
     }
 
     def recipe(reporter: Reporter) -> int:

@@ -28,10 +28,11 @@ import trl
 from datasets import Dataset, Features, Value
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import DPOConfig
 
-from trainer import checkpoints, machine, weights
+from trainer import checkpoints, device, machine, weights
+from trainer.branches import BranchingTrainer
 from trainer.progress import RecipeRefused, Reporter
 
 INTERRUPTED, CANCELLED = 75, 76
@@ -49,6 +50,7 @@ class Hyperparameters:
     seed: int = 0
     max_length: int = 512
     checkpoint_steps: int = 20
+    qlora: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,19 @@ def _train(run: Run, rows: list[Row], newest: Path | None, reporter: Reporter) -
     return 0
 
 
-def build_trainer(run: Run, pairs: Dataset) -> DPOTrainer:
+def build_trainer(run: Run, pairs: Dataset) -> BranchingTrainer:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        _score_completions_only()
-    model = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.bfloat16 if on_gpu else torch.float32)
     settings = run.settings
+    plan = device.plan(
+        run.base,
+        batch=settings.batch_size,
+        length=settings.max_length,
+        rank=settings.lora_rank,
+        qlora=settings.qlora,
+    )
+    if not plan.is_on_gpu:
+        _score_completions_only()
     lora = weights.adapter_config(run.base, settings.lora_rank)
     kept = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "task_type")
     config = DPOConfig(
@@ -162,30 +169,25 @@ def build_trainer(run: Run, pairs: Dataset) -> DPOTrainer:
         loss_weights=[1.0, settings.sft_weight] if settings.sft_weight else [1.0],
         beta=settings.beta,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         max_length=settings.max_length,
-        # From two epochs on, one pass over the base beats one in every step.
-        precompute_ref_log_probs=settings.epochs >= 2,
-        precompute_ref_batch_size=4 * settings.batch_size,
-        # TRL's defaults are for big GPUs: on a CPU both cost more than half of the speed.
-        bf16=on_gpu,
-        gradient_checkpointing=on_gpu,
-        use_cpu=not on_gpu,
+        # From two epochs on, one pass over the base beats one in every step; on CPU it shares prompts, so always.
+        precompute_ref_log_probs=settings.epochs >= 2 or not plan.is_on_gpu,
+        precompute_ref_batch_size=4 * plan.pairs_at_once,
         seed=settings.seed,
         logging_steps=1,
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
         disable_tqdm=True,
         report_to=[],
-        dataloader_pin_memory=on_gpu,
+        **plan.arguments(),
     )
     # A LoraConfig and never a PeftModel: given one, TRL adds a frozen copy "ref", makes it the reference, and
     # checkpoints then resume without their weights (transformers loads the sub-folder and not the root).
-    trainer = DPOTrainer(
-        model=model,
+    trainer = BranchingTrainer(
+        model=plan.load(run.base),
         args=config,
         train_dataset=pairs,
         processing_class=AutoTokenizer.from_pretrained(run.base),
