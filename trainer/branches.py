@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
+from trainer.lengths import LikeLengths
+
 IGNORED = -100
 
 
 class BranchingTrainer(DPOTrainer):
     """TRL's DPO, on a CPU with rows of branches; the loss itself is TRL's own code.
 
-    On a GPU nothing changes: FlashAttention takes no such mask, and what branches would bring there is not measured.
+    On a GPU a pair has its two rows: FlashAttention takes no such mask, and what branches would bring is not measured.
     """
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
@@ -34,6 +36,14 @@ class BranchingTrainer(DPOTrainer):
 
     def _branching(self, model: Any) -> Any:
         return Branching(model) if self.accelerator.device.type == "cpu" else model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """On a GPU, rows of like lengths: there the longer answer and the longest row decide what is computed."""
+        if self.accelerator.device.type == "cpu":
+            return super()._get_train_sampler(train_dataset)
+        rows = train_dataset or self.train_dataset
+        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+        return LikeLengths(self.args.train_batch_size, lengths, self.args.seed)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,6 @@ from trainer import memory
 from trainer.progress import RecipeRefused
 from trainer.weights import base_config
 
-# What transformers is asked for, by the package that must be there: built here, or fetched from the Hub by `kernels`.
-FLASH = {"flash_attn": "flash_attention_2", "kernels": "kernels-community/flash-attn2"}
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,7 +89,7 @@ def on_gpu(config: Mapping[str, Any], free: int, *, share: int, length: int, ran
         accumulation=fitted.accumulation,
         is_checkpointed=fitted.is_checkpointed,
         is_quantised=qlora,
-        attention=next((name for package, name in FLASH.items() if _has(package)), "sdpa"),
+        attention=_fastest_attention(),
     )
 
 
@@ -104,6 +101,23 @@ def _share(batch: int, devices: int) -> int:
             f"{devices * max(1, batch // devices)} would do."
         )
     return batch // devices
+
+
+def _fastest_attention() -> str:
+    """FlashAttention where its package is, or where `kernels` may fetch it from the Hub; else PyTorch's own."""
+    if _has("flash_attn"):
+        return "flash_attention_2"
+    is_offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    return "kernels-community/flash-attn2" if _has("kernels") and not is_offline else "sdpa"
+
+
+def agreed(code: int) -> int:
+    """The highest of what the processes of a launch say: one that stopped alone would leave the others waiting."""
+    if not torch.distributed.is_initialized():
+        return code
+    said = torch.tensor(code, device="cuda" if torch.cuda.is_available() else "cpu")
+    torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+    return int(said)
 
 
 def _has(package: str) -> bool:

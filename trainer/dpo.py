@@ -231,12 +231,14 @@ class Watch(TrainerCallback):
         self._terminated = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        why = 0
         if (self._work / "cancel").exists():
-            self.stopped = CANCELLED
+            why = CANCELLED
         elif self._terminated or machine.has_lost(self._parent):
-            self.stopped = INTERRUPTED
-        else:
+            why = INTERRUPTED
+        if not (why := device.agreed(why)):
             return
+        self.stopped = why
         control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
