@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := bash requirements/install.sh
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 install:  ## make .venv and install the lock of this machine's device into it
 	@$(INSTALL)
@@ -35,6 +35,12 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emi
 bench:  ## measure what a vote costs (a minute; nothing else should be running)
 	@$(BIN)/python -m tests.load.bench_votes
 
+bench-train:  ## measure what training costs against TRL, and that its losses are TRL's (half an hour)
+	@$(BIN)/python -m tests.load.bench_train
+
+reproduce:  ## DPO's claim where everything can be counted: writes docs/dpo.md and its figure (ten minutes)
+	@$(BIN)/python -m tests.toy.reproduce
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -51,4 +57,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench lock clean
+.PHONY: help install run test lint types bench bench-train reproduce lock clean
