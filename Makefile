@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := bash requirements/install.sh
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 install:  ## make .venv and install the lock of this machine's device into it
 	@$(INSTALL)
@@ -41,6 +41,12 @@ KILLS := 20
 faults:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make faults SEED=1 KILLS=3`)
 	@$(BIN)/python -m tests.faults --times $(KILLS) --seed $(SEED)
 
+bench-train:  ## measure what training costs against TRL, and that its losses are TRL's (half an hour)
+	@$(BIN)/python -m tests.load.bench_train
+
+reproduce:  ## DPO's claim where everything can be counted: writes docs/dpo.md and its figure (ten minutes)
+	@$(BIN)/python -m tests.toy.reproduce
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -58,4 +64,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults lock clean
+.PHONY: help install run test lint types bench faults bench-train reproduce lock clean

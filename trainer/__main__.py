@@ -28,6 +28,9 @@ References = Annotated[Path | None, typer.Option(help="Folder where the base's l
 
 PLACES = {"base", "train", "out", "work", "references", "references_most"}
 """Options that say where; the others are the recipe's hyperparameters."""
+Qlora = Annotated[
+    bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
+]
 
 
 @app.command()
@@ -82,6 +85,7 @@ def dpo(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    qlora: Qlora = None,
     references: References = None,
     references_most: int | None = None,
     progress: Style = None,
@@ -105,6 +109,7 @@ def unpaired(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    qlora: Qlora = None,
     references: References = None,
     references_most: int | None = None,
     progress: Style = None,
@@ -127,6 +132,7 @@ def supervised(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    qlora: Qlora = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on corrections. Exit codes as of dpo."""

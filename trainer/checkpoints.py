@@ -39,19 +39,31 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
+def is_first() -> bool:
+    """Of the processes that one launch started on one machine; on its own a process is the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def newest_whole(work: Path) -> tuple[Path | None, list[Path]]:
     """The newest whole checkpoint, and the torn ones, which are gone when this returns."""
     steps = {int(path.name.rpartition("-")[2]): path for path in work.glob("checkpoint-*") if path.is_dir()}
     whole = {step: path for step, path in steps.items() if is_whole(path)}
     torn = [path for step, path in sorted(steps.items()) if step not in whole]
-    for path in torn:
-        shutil.rmtree(path)
+    if is_first():
+        for path in torn:
+            shutil.rmtree(path)
     return (whole[max(whole)] if whole else None), torn
 
 
 @contextmanager
 def held_for(work: Path, run: dict[str, object]) -> Iterator[None]:
-    """Holds the work folder for one run. Refuses a folder with another run's checkpoints, and a second process."""
+    """Holds the work folder for one run. Refuses a folder with another run's checkpoints, and a second process.
+
+    Of several processes of one launch the first holds it for all.
+    """
+    if not is_first():
+        yield
+        return
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         _wait_for(lock.fileno(), work)

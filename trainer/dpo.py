@@ -11,10 +11,11 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 from trl.trainer import dpo_trainer
 
 from trainer import references, training
+from trainer.branches import BranchingTrainer
 from trainer.progress import Reporter
 from trainer.references import References
 from trainer.training import Recipe, Run
@@ -33,8 +34,8 @@ def train(run: Run, reporter: Reporter) -> int:
     return training.conduct(run, Recipe("dpo", ANSWERS, build_trainer, training.write_adapter), reporter)
 
 
-class PairTrainer(DPOTrainer):
-    """TRL's, with rows that are encoded already and references that may be known."""
+class PairTrainer(BranchingTrainer):
+    """With rows that are encoded already and references that may be known."""
 
     def __init__(self, *given: Any, known: References | None, **named: Any) -> None:
         self._known = known
@@ -53,16 +54,17 @@ def build_trainer(run: Run, pairs: Dataset) -> PairTrainer:
     assert isinstance(settings, Hyperparameters)
     training.spare_work(dpo_trainer)
     # One pass over the base beats one in every step from two epochs on, and from one where rows are known already.
+    plan = training.plan(run)
     config = DPOConfig(
-        **training.arguments(run),
+        **training.arguments(run, plan),
         loss_type=["sigmoid", "sft"] if settings.sft_weight else ["sigmoid"],
         loss_weights=[1.0, settings.sft_weight] if settings.sft_weight else [1.0],
         beta=settings.beta,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=4 * settings.batch_size,
+        precompute_ref_batch_size=4 * plan.pairs_at_once,
     )
     trainer = PairTrainer(
-        model=training.language_model(run.base),
+        model=plan.load(run.base),
         args=config,
         train_dataset=pairs,
         processing_class=AutoTokenizer.from_pretrained(run.base),

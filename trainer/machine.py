@@ -13,6 +13,8 @@ from pathlib import Path
 from trainer.hyperparameters import TINY_WIDTH
 
 PR_SET_PDEATHSIG = 1
+# glibc's mallopt: from which size on memory is borrowed from the kernel piece by piece, and how much may stay unused.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def thread_quota() -> int:
@@ -52,10 +54,11 @@ def _cgroup_quota(root: Path) -> float | None:
 
 
 def prepare_environment(base: str | None = None, *, alone: bool = False) -> None:
-    """To be called before torch is imported: threads, one GPU, no telemetry, no hub when the base is a folder.
+    """To be called before torch is imported: memory, threads, one GPU, no telemetry, no hub when the base is a folder.
 
     `alone` is for a recipe that has the cores for itself most of the time.
     """
+    keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = str(threads_for(base))
     # A thread that waits at a barrier spins by default, on the very core that a busy neighbour needs. A step of the
     # pocket model took 0.13 s alone and 4 s beside another busy process; with sleeping waits 0.19 s and 0.28 s, with
@@ -72,6 +75,18 @@ def prepare_environment(base: str | None = None, *, alone: bool = False) -> None
     if "LOCAL_RANK" not in os.environ:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors gave back, instead of returning it to the kernel and faulting it in again.
+
+    A job of the pocket model spent 0.9 of 6.2 CPU seconds in 465,000 page faults, with this 0.1 in 46,000, and held
+    749 MB instead of 708. Other C libraries have no such function and are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def die_with_parent() -> None:

@@ -30,6 +30,8 @@ class Reporter:
         self._task: TaskID | None = None
 
     def emit(self, event: str, **facts: Any) -> None:
+        if os.environ.get("RANK", "0") != "0":
+            return  # of several processes of one launch, the first speaks
         if self._style == "bar":
             self._draw(event, facts)
             return

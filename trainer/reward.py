@@ -55,7 +55,9 @@ def build_trainer(run: Run, pairs: Dataset) -> RewardTrainer:
     told = {key: value for key, value in _adapter_config(run).items() if key not in ("peft_type", "inference_mode")}
     return RewardTrainer(
         model=_classifier(run.base),
-        args=RewardConfig(**training.arguments(run), center_rewards_coefficient=settings.centre or None),
+        args=RewardConfig(
+            **training.arguments(run, training.plan(run)), center_rewards_coefficient=settings.centre or None
+        ),
         train_dataset=Dataset.from_list(texts, features=Features(chosen_ids=ids, rejected_ids=ids)),
         processing_class=AutoTokenizer.from_pretrained(run.base),
         peft_config=LoraConfig(**told),

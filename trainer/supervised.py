@@ -37,10 +37,10 @@ def build_trainer(run: Run, lessons: Dataset) -> SFTTrainer:
         }
         for row in lessons
     ]
-    ids = [Value("int32")]
+    ids, plan = [Value("int32")], training.plan(run)
     return SFTTrainer(
-        model=training.language_model(run.base),
-        args=SFTConfig(**training.arguments(run)),
+        model=plan.load(run.base),
+        args=SFTConfig(**training.arguments(run, plan)),
         train_dataset=Dataset.from_list(rows, features=Features({"input_ids": ids, "labels": ids})),
         processing_class=AutoTokenizer.from_pretrained(run.base),
         peft_config=training.lora(run),

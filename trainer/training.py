@@ -19,9 +19,9 @@ import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer, PrinterCallback
 
-from trainer import checkpoints, rows, weights
+from trainer import checkpoints, device, rows, weights
 from trainer.progress import RecipeRefused, Reporter
 from trainer.references import References
 from trainer.watch import Watch
@@ -38,6 +38,7 @@ class Hyperparameters:
     seed: int = 0
     max_length: int = 512
     checkpoint_steps: int = 20
+    qlora: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,36 +132,32 @@ def _train(run: Run, recipe: Recipe, fitted: rows.Fitted, newest: Path | None, r
     return 0
 
 
-def arguments(run: Run) -> dict[str, Any]:
+def plan(run: Run) -> device.Plan:
+    """Raises RecipeRefused for a run that cannot fit."""
+    told = run.settings
+    return device.plan(run.base, batch=told.batch_size, length=told.max_length, rank=told.lora_rank, qlora=told.qlora)
+
+
+def arguments(run: Run, planned: device.Plan) -> dict[str, Any]:
     """What all of TRL's configs are told."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    settings, on_gpu = run.settings, torch.cuda.is_available()
+    settings = run.settings
     return {
         "output_dir": str(run.work),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "max_length": settings.max_length,
-        # TRL's defaults are for big GPUs: on a CPU both cost more than half of the speed.
-        "bf16": on_gpu,
-        "gradient_checkpointing": on_gpu,
-        "use_cpu": not on_gpu,
         "seed": settings.seed,
         "logging_steps": 1,
         "save_steps": settings.checkpoint_steps,
         "save_total_limit": 2,
         "disable_tqdm": True,
         "report_to": [],
-        "dataloader_pin_memory": on_gpu,
+        **planned.arguments(),
     }
-
-
-def language_model(base: str) -> Any:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
 
 
 def lora(run: Run) -> LoraConfig:

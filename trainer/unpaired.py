@@ -59,8 +59,9 @@ def build_trainer(run: Run, thumbs: Dataset) -> ThumbTrainer:
             f"holds {liked} liked and {disliked} disliked ones that fit. Collect votes of both kinds first."
         )
     training.spare_work(kto_trainer)
+    plan = training.plan(run)
     config = KTOConfig(
-        **training.arguments(run),
+        **training.arguments(run, plan),
         loss_type="apo_zero_unpaired",
         beta=settings.beta,
         # The rarer kind weighs as much in all as the other: at five to one it was hardly learnt at all without.
@@ -71,10 +72,10 @@ def build_trainer(run: Run, thumbs: Dataset) -> ThumbTrainer:
         # The last rows, fewer than a batch, may all be of one kind.
         dataloader_drop_last=True,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=4 * settings.batch_size,
+        precompute_ref_batch_size=4 * plan.pairs_at_once,
     )
     trainer = ThumbTrainer(
-        model=training.language_model(run.base),
+        model=plan.load(run.base),
         args=config,
         train_dataset=thumbs,
         processing_class=AutoTokenizer.from_pretrained(run.base),

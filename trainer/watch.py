@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trainer import checkpoints, machine
+from trainer import checkpoints, device, machine
 from trainer.progress import Reporter
 
 INTERRUPTED, CANCELLED = 75, 76
@@ -34,12 +34,14 @@ class Watch(TrainerCallback):
         self._terminated = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        why = 0
         if (self._work / "cancel").exists():
-            self.stopped = CANCELLED
+            why = CANCELLED
         elif self._terminated or machine.has_lost(self._parent):
-            self.stopped = INTERRUPTED
-        else:
+            why = INTERRUPTED
+        if not (why := device.agreed(why)):
             return
+        self.stopped = why
         control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

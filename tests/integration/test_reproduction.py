@@ -1,0 +1,42 @@
+"""DPO's claim in small: one world where reward, divergence and the best policy are exact (docs/dpo.md has all of it).
+
+The margins are wide; docs/dpo.md tells what is usual.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ROOT
+from tests.toy.study import BETAS, LEAKY, LOW, SFT, Study, dpo_at
+
+PAIRS = 2000
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.toy.reproduce", "--world", "0", "--small"]
+    made = subprocess.run(
+        [*command, "--pairs", str(PAIRS)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=280
+    )
+    return Study.read(json.loads(made.stdout.splitlines()[-1]))
+
+
+def test_dpo_gains_nearly_all_that_can_be_gained_at_its_divergence(study: Study) -> None:
+    for beta in BETAS:
+        assert study.lessons[dpo_at(beta)].efficiency > 0.8
+
+
+def test_dpo_gains_more_than_sft_on_the_chosen_at_the_same_divergence(study: Study) -> None:
+    assert study.above_sft() > 0
+    assert study.lessons[dpo_at(LOW)].reward > study.lessons[SFT].reward
+
+
+def test_beta_moves_along_the_frontier(study: Study) -> None:
+    assert study.rises()
+
+
+def test_the_sft_term_cuts_what_goes_outside_the_answers_threefold(study: Study) -> None:
+    assert study.lessons[LEAKY].leak > 3 * study.lessons[dpo_at(LOW)].leak

@@ -1,0 +1,124 @@
+"""Device: how a run uses what it runs on, decided before it starts.
+
+On a CPU: fp32, nothing computed twice. On a GPU: bfloat16, FlashAttention where its kernels are installed, batches of
+like lengths, and checkpointing or smaller parts only where memory asks for it. `accelerate launch -m trainer dpo …`
+spreads a batch over several GPUs.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from trainer import memory
+from trainer.progress import RecipeRefused
+from trainer.weights import base_config
+
+
+@dataclass(frozen=True)
+class Plan:
+    is_on_gpu: bool
+    pairs_at_once: int
+    """On each device."""
+    accumulation: int = 1
+    is_checkpointed: bool = False
+    is_quantised: bool = False
+    attention: str = "sdpa"
+
+    def arguments(self) -> dict[str, Any]:
+        """For TRL's configs, whose defaults are for big GPUs: bfloat16 and checkpointing cost a CPU half its speed."""
+        return {
+            "per_device_train_batch_size": self.pairs_at_once,
+            "gradient_accumulation_steps": self.accumulation,
+            "bf16": self.is_on_gpu,
+            "gradient_checkpointing": self.is_checkpointed,
+            "use_cpu": not self.is_on_gpu,
+            "dataloader_pin_memory": self.is_on_gpu,
+        }
+
+    def load(self, base: str) -> Any:
+        if not self.is_quantised:
+            dtype = torch.bfloat16 if self.is_on_gpu else torch.float32
+            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=self.attention)
+        from transformers import BitsAndBytesConfig
+
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        return AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=torch.bfloat16,
+            attn_implementation=self.attention,
+            quantization_config=nf4,
+            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))},
+        )
+
+
+def plan(base: str, *, batch: int, length: int, rank: int, qlora: bool) -> Plan:
+    """Raises RecipeRefused where the run cannot fit, or where QLoRA or a batch cannot be had as asked."""
+    share = _share(batch, int(os.environ.get("WORLD_SIZE", "1")))
+    if not torch.cuda.is_available():
+        if qlora:
+            raise RecipeRefused(
+                "--qlora must have an NVIDIA GPU: its 4-bit arithmetic is CUDA's. This machine has none. "
+                "Leave --qlora away; on a CPU the base is trained on in fp32."
+            )
+        return Plan(is_on_gpu=False, pairs_at_once=share)
+    if qlora and not _has("bitsandbytes"):
+        raise RecipeRefused(
+            "--qlora must have the package bitsandbytes, which is not installed. "
+            "`pip install bitsandbytes` does that; without --qlora the base is held in bfloat16."
+        )
+    free, _ = torch.cuda.mem_get_info()
+    return on_gpu(base_config(base), free, share=share, length=length, rank=rank, qlora=qlora)
+
+
+def on_gpu(config: Mapping[str, Any], free: int, *, share: int, length: int, rank: int, qlora: bool) -> Plan:
+    """What is decided from numbers alone."""
+    fitted = memory.fit(config, free, rank=rank, batch=share, length=length, is_quantised=qlora)
+    return Plan(
+        is_on_gpu=True,
+        pairs_at_once=fitted.pairs_at_once,
+        accumulation=fitted.accumulation,
+        is_checkpointed=fitted.is_checkpointed,
+        is_quantised=qlora,
+        attention=_fastest_attention(),
+    )
+
+
+def _share(batch: int, devices: int) -> int:
+    """Pairs of a batch for each device, so that several train as one would."""
+    if batch % devices:
+        raise RecipeRefused(
+            f"--batch-size must be a multiple of the number of processes. It is {batch} and there are {devices}. "
+            f"{devices * max(1, batch // devices)} would do."
+        )
+    return batch // devices
+
+
+def _fastest_attention() -> str:
+    """FlashAttention where its package is, or where `kernels` may fetch it from the Hub; else PyTorch's own."""
+    if _has("flash_attn"):
+        return "flash_attention_2"
+    is_offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    return "kernels-community/flash-attn2" if _has("kernels") and not is_offline else "sdpa"
+
+
+def agreed(code: int) -> int:
+    """The highest of what the processes of a launch say: one that stopped alone would leave the others waiting."""
+    if not torch.distributed.is_initialized():
+        return code
+    said = torch.tensor(code, device="cuda" if torch.cuda.is_available() else "cpu")
+    torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+    return int(said)
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
