@@ -1,6 +1,7 @@
 """The other methods with the real TRL: each learns what its rows say, and no kill changes a byte of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,10 +139,9 @@ def test_a_reward_model_prefers_what_people_preferred_and_says_what_it_was_made_
 
 
 def test_a_reward_model_of_another_base_is_refused(undisturbed: dict[str, Child], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for path in undisturbed["reward"].base.iterdir():
-        (other / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
+    other = shutil.copytree(undisturbed["reward"].base, tmp_path / "other")
+    with (other / "config.json").open("a") as config:
+        config.write(" ")
 
     with pytest.raises(RecipeRefused, match="must be of this base"):
         reward.Scorer(str(other), undisturbed["reward"].out)
