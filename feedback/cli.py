@@ -29,7 +29,7 @@ Models = Annotated[str, typer.Option(envvar="HEED_MODELS", help="Served models, 
 
 @app.command()
 def check(ledger_url: LedgerUrl = "", models: Models = "heed") -> None:
-    """Verify the ledger's invariants; exit 1 if one is broken, naming it, and 2 if ledger or archive do not answer."""
+    """Verify the ledger's invariants; exit 1 if one is broken, naming it, and 2 if the ledger does not answer."""
     settings = _settings(ledger_url)
     broken = _asked(settings, _violations(settings, models.split(",")))
     for sentence in broken:
