@@ -29,7 +29,8 @@ def demo(
     """Prove the circle: a simulated crowd votes, a job trains, the adapter goes live, the same prompts are asked again.
 
     Every prompt that is voted on is answered by the live model and by the base, so that a taste which the live
-    adapter hardly shows any more can still be found; a second run starts from the adapter that is live.
+    adapter hardly shows any more can still be found. In a second run the votes of the first still stand, and new ones
+    count more.
     """
     if taste not in HABITS:
         raise typer.BadParameter(f"{taste!r} is no habit of the pocket model; one of {', '.join(HABITS)} is")

@@ -48,7 +48,7 @@ class Recent:
     """All pairs, those that `half_life` others came after half as often; about `most` on a side.
 
     A pair ages from the end of the round (the start of a job that succeeded) in which it was learnt first: with no new
-    vote nothing is older than it was for the last job, which so gets the same lessons again.
+    vote nothing is older than it was for the last job, and the same seed draws the same lessons.
     """
 
     half_life: float
