@@ -23,6 +23,7 @@ from feedback.errors import (
 )
 from trainer import stages
 from trainer.child import RecipeFailed
+from trainer.guards import GuardsInvalid
 from trainer.plan import TrainingFileUnknown
 from trainer.publish import PublishedOtherwise
 from trainer.settings import WorkshopSettings
@@ -31,7 +32,11 @@ from trainer.work import Work
 log = logging.getLogger(__name__)
 Outcome = Literal["left alone", "succeeded", "failed", "to be tried again", "cancelled", "lost", "handed back"]
 
-HOPELESS = {TooFewPairs: "too_few_pairs", TrainingFileUnknown: "training_file_unknown"}
+HOPELESS = {
+    TooFewPairs: "too_few_pairs",
+    TrainingFileUnknown: "training_file_unknown",
+    GuardsInvalid: "guards_invalid",
+}
 """Refusals that another attempt would meet again."""
 
 
@@ -73,7 +78,7 @@ async def _work(work: Work) -> Outcome:
         await work.tell(f"A worker took the job up again, attempt {job.attempts} of {most}", level="warn")
     try:
         adapter = await stages.run(work)
-    except (TooFewPairs, TrainingFileUnknown) as refusal:
+    except (TooFewPairs, TrainingFileUnknown, GuardsInvalid) as refusal:
         code, message = HOPELESS[type(refusal)], str(refusal)
     except (RecipeFailed, PublishedOtherwise, OSError) as failure:
         code, message = "training_failed", _public(work, failure)

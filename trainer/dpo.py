@@ -27,7 +27,6 @@ import transformers
 import trl
 from datasets import Dataset, Features, Value
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -194,7 +193,8 @@ def build_trainer(run: Run, pairs: Dataset) -> DPOTrainer:
     trainer.remove_callback(PrinterCallback)
     assert set(trainer.model.peft_config) == {"default"}
     if run.init:
-        set_peft_model_state_dict(trainer.model, load_file(run.init / weights.WEIGHTS), adapter_name="default")
+        start = {name: torch.from_numpy(tensor) for name, tensor in weights.to_start_from(run.init).items()}
+        set_peft_model_state_dict(trainer.model, start, adapter_name="default")
     return trainer
 
 

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.processes import ROOT, wait_for
 from trainer import dpo, weights
 from trainer.checkpoints import is_whole, newest_whole, seal
-from trainer.evaluate import log_probabilities
 from trainer.habits import VOTED_TOPICS, answer, prompts_about
+from trainer.likelihoods import log_probabilities
 from trainer.progress import RecipeRefused
 
 Event = dict[str, Any]
