@@ -18,7 +18,7 @@ from feedback import imports
 from serve import exchange
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
-from serve.tables import versions_table, voters_table, votes_table
+from serve.tables import gate_table, verdict_of, versions_table, voters_table, votes_table
 from serve.terminal import TerminalChat
 from serve.up import up
 
@@ -112,8 +112,16 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
 
 
 @command
-def adapters(model: Model = "heed") -> None:
-    """List adapters, newest first, and which one is live."""
+def adapters(
+    adapter: Annotated[str, typer.Argument(help="Show what the gate found of this one.")] = "", model: Model = "heed"
+) -> None:
+    """List adapters, newest first, and which one is live; or show one with the gate's criteria."""
+    if adapter:
+        one = _client().get(f"/adapters/{quote(adapter, safe='')}")
+        console.print(f"{one['id']}, {one['state']}, from {one['pairs']} pairs of {one['voters']} voters")
+        console.print(verdict_of(one["gate"]), markup=False)
+        console.print(gate_table(one["gate"]))
+        return
     listed = _client().get("/adapters", model=model)
     table = Table(_whole("adapter"), "created", "state", _whole("parent"), "pairs", "why", box=None)
     for one in listed["data"]:
