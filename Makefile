@@ -35,6 +35,11 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emi
 bench:  ## measure what a vote costs (a minute; nothing else should be running)
 	@$(BIN)/python -m tests.load.bench_votes
 
+gate:  ## what the gate lets out and what it keeps: forty jobs, an hour on two quiet cores
+	@$(BIN)/python -m trainer pocket --out var/pocket
+	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
+	@$(BIN)/python -m tests.load.gate_catalogue
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -51,4 +56,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench lock clean
+.PHONY: help install run test lint types bench gate lock clean
