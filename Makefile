@@ -47,6 +47,11 @@ bench-train:  ## measure what training costs against TRL, and that its losses ar
 reproduce:  ## DPO's claim where everything can be counted: writes docs/dpo.md and its figure (ten minutes)
 	@$(BIN)/python -m tests.toy.reproduce
 
+gate:  ## what the gate lets out and what it keeps: forty jobs, an hour on two quiet cores
+	@$(BIN)/python -m trainer pocket --out var/pocket
+	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
+	@$(BIN)/python -m tests.load.gate_catalogue
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -64,4 +69,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults bench-train reproduce lock clean
+.PHONY: help install run test lint types bench faults bench-train reproduce gate lock clean

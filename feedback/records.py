@@ -331,6 +331,14 @@ class StateChange(Record):
     reason: str
 
 
+class Golden(Record):
+    """What an adapter says first to a prompt of ours at temperature 0, as the workshop computed it."""
+
+    prompt: str
+    tokens: list[int] = Field(description="Ids.")
+    logprobs: list[float]
+
+
 class Adapter(Record):
     """What an operator must know before letting an adapter speak."""
 
@@ -349,7 +357,11 @@ class Adapter(Record):
     voted: float | None = Field(None, description="When the median pair that was new to it was voted.")
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
-    gate: dict[str, Any] = Field(default_factory=dict, description="passed, and reasons in words.")
+    gate: dict[str, Any] = Field(
+        default_factory=dict,
+        description="decision (pass, canary-only, fail), passed, reasons in words, and criteria with their numbers.",
+    )
+    golden: list[Golden] = Field(default_factory=list, description="Whoever serves it compares its answers.")
     state: AdapterState
     history: list[StateChange] = Field(default_factory=list)
     created: float

@@ -18,7 +18,15 @@ from feedback import imports
 from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
-from serve.tables import plan_table, prompts_table, versions_table, voters_table, votes_table
+from serve.tables import (
+    gate_table,
+    plan_table,
+    prompts_table,
+    verdict_of,
+    versions_table,
+    voters_table,
+    votes_table,
+)
 from serve.terminal import TerminalChat
 from serve.up import up
 
@@ -143,6 +151,16 @@ def adapters(context: typer.Context, model: Model = "heed") -> None:
     console.print(table)
     serving = listed["serving"]
     console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
+
+
+@versions.command()
+@spoken
+def show(adapter: Annotated[str, typer.Argument(help="Id of the adapter.")]) -> None:
+    """What the gate found of an adapter, criterion by criterion."""
+    one = _client().get(f"/adapters/{quote(adapter, safe='')}")
+    console.print(f"{one['id']}, {one['state']}, from {one['pairs']} pairs of {one['voters']} voters")
+    console.print(verdict_of(one["gate"]), markup=False)
+    console.print(gate_table(one["gate"]))
 
 
 @versions.command()

@@ -79,6 +79,23 @@ def plan_table(plan: Json) -> Table:
     return table
 
 
+def gate_table(gate: Json) -> Table:
+    table = Table("", "criterion", "found", "why", box=None)
+    for one in gate.get("criteria") or []:
+        table.add_row(one["id"], one["name"], one["outcome"], Text(one["reason"]))
+    return table
+
+
+def verdict_of(gate: Json) -> str:
+    if not gate:
+        return "It was not examined."
+    decision = gate.get("decision") or ("pass" if gate.get("passed") else "fail")
+    said = {"pass": "lets it pass", "canary-only": "leaves it to an operator", "fail": "says no"}
+    eta = gate.get("eta", 1.0)
+    scaled = f" It is published with {eta:.0%} of its strength." if eta < 1 else ""
+    return f"The gate {said[decision]}: {'; '.join(gate.get('reasons') or [])}.{scaled}"
+
+
 def share(found: Json) -> str:
     if found["share"] is None:
         return "-"

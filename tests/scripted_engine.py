@@ -143,7 +143,7 @@ class ScriptedEngine:
         if refused := _too_long(body):
             return refused
         weights = self._weights(model)
-        is_probe = body.get("temperature") == 0 and body.get("logprobs") is True and body.get("max_tokens") == 4
+        is_probe = body.get("temperature") == 0 and body.get("return_tokens_as_token_ids") is True
         self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
         script = self.scripts.popleft() if self.scripts and not is_probe else Script()
         if script.status != 200:
@@ -234,6 +234,8 @@ class _Answer:
     def _logprobs(self, tokens: Sequence[str]) -> Json | None:
         if not self.body.get("logprobs"):
             return None
+        if self.body.get("return_tokens_as_token_ids"):
+            tokens = [f"token_id:{index}" for index in range(len(tokens))]
         return {
             "content": [{"token": t, "logprob": -0.5 - self.weights, "bytes": None, "top_logprobs": []} for t in tokens]
         }

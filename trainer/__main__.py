@@ -165,20 +165,55 @@ def evaluate(
     adapter: Annotated[Path, typer.Option()],
     heldout: Annotated[Path, typer.Option(help="JSONL of pairs that were not trained on")],
     out: Annotated[Path, typer.Option(help="Where eval.json goes")],
-    parent: Annotated[Path | None, typer.Option(help="The adapter before; without it, the base")] = None,
+    live: Annotated[Path | None, typer.Option(help="The adapter that is live; without it, the base")] = None,
+    earlier: Annotated[Path | None, typer.Option(help="JSONL of held-out pairs of jobs before")] = None,
+    train: Annotated[Path | None, typer.Option(help="JSONL of pairs that were trained on")] = None,
+    guards: Annotated[list[Path] | None, typer.Option(help="Folders of guards; default, the shipped ones")] = None,
+    limits: Annotated[str, typer.Option(help="JSON of trainer/limits.py; default, by the size of the base")] = "",
+    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible; its key is HEED_JUDGE_KEY")] = "",
+    judge_model: str = "",
     beta: Annotated[float, typer.Option(help="Scale of the margin, as in training")] = 0.1,
     progress: Style = None,
 ) -> None:
-    """Judge an adapter on held-out pairs, against its parent."""
+    """Measure an adapter for the gate: on held-out pairs, by what it says, by guards and by a judge."""
 
     def recipe(reporter: Reporter) -> int:
-        from trainer.evaluate import evaluate as judge
+        from trainer import evaluate as measuring
+        from trainer import guards as guarding
+        from trainer.judge import ModelJudge
+        from trainer.limits import Limits, by_width
+        from trainer.settings import SHIPPED_GUARDS
+        from trainer.weights import base_config
 
-        report = judge(base=base, adapter=adapter, parent=parent, heldout=heldout, out=out, beta=beta)
-        reporter.emit("done", **{key: report[key] for key in ("pairs", "before", "after", "weights")})
+        given = Limits.model_validate_json(limits) if limits else by_width(int(base_config(base)["hidden_size"]))
+        judge = ModelJudge(judge_url, judge_model, os.environ.get("HEED_JUDGE_KEY", "")) if judge_url else None
+        found = guarding.read(guards or [SHIPPED_GUARDS])
+        task = measuring.Task(base, adapter, live, heldout, earlier, train, beta, given, found, judge)
+        report = measuring.evaluate(task, out)
+        reporter.emit("done", weights=report.weights, eta=report.taken.eta if report.taken else None)
         return 0
 
     _run(recipe, "evaluate", progress, base)
+
+
+@app.command()
+def loadable(
+    adapter: Annotated[Path, typer.Option()],
+    max_lora_rank: Annotated[int, typer.Option(help="As vLLM is started with")] = 16,
+    progress: Style = None,
+) -> None:
+    """Ask vLLM's own loader whether it takes an adapter."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.loader import fault_of
+
+        try:
+            reporter.emit("done", is_checked=True, fault=fault_of(adapter, max_lora_rank))
+        except ImportError:
+            reporter.emit("done", is_checked=False, fault=None)
+        return 0
+
+    _run(recipe, "loader", progress, str(adapter))
 
 
 def _train(method: str, given: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from feedback.errors import (
 )
 from trainer import plan, stages
 from trainer.child import RecipeFailed
+from trainer.guards import GuardsInvalid
 from trainer.publish import PublishedOtherwise
 from trainer.settings import WorkshopSettings
 from trainer.sources import TrainingFileUnknown
@@ -31,7 +32,11 @@ from trainer.work import Work
 log = logging.getLogger(__name__)
 Outcome = Literal["left alone", "succeeded", "failed", "to be tried again", "cancelled", "lost", "handed back"]
 
-HOPELESS = {TooFewPairs: "too_few_pairs", TrainingFileUnknown: "training_file_unknown"}
+HOPELESS = {
+    TooFewPairs: "too_few_pairs",
+    TrainingFileUnknown: "training_file_unknown",
+    GuardsInvalid: "guards_invalid",
+}
 """Refusals that another attempt would meet again."""
 
 
@@ -78,7 +83,7 @@ async def _work(work: Work) -> Outcome:
             await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
             return "succeeded"
         adapter = await stages.run(work)
-    except (TooFewPairs, TrainingFileUnknown) as refusal:
+    except (TooFewPairs, TrainingFileUnknown, GuardsInvalid) as refusal:
         code, message = HOPELESS[type(refusal)], str(refusal)
     except (RecipeFailed, PublishedOtherwise, OSError) as failure:
         code, message = "training_failed", _public(work, failure)

@@ -1,4 +1,4 @@
-"""The workshop's part of the command `heed`: the demo. It loads no torch."""
+"""The workshop's part of the command `heed`: the demo and the gate's guards. It loads no torch."""
 
 import asyncio
 import json
@@ -56,6 +56,21 @@ def demo(
     except KeyboardInterrupt:
         typer.echo("Stopped. What was voted stays, and a job that was asked for goes on.", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def guards() -> None:
+    """List the guards of the gate, and say what is wrong with one that cannot be used."""
+    from trainer.guards import GuardsInvalid, read
+    from trainer.settings import WorkshopSettings
+
+    try:
+        found = read(WorkshopSettings().guard_folders)
+    except GuardsInvalid as invalid:
+        typer.echo(str(invalid), err=True)
+        raise typer.Exit(1) from None
+    for guard in found:
+        typer.echo(f"{guard.name:24} {guard.kind:12} {'hard' if guard.is_hard else '':5} {guard.why}")
 
 
 def _running_gateway(var: Path) -> str:

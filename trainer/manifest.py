@@ -84,6 +84,7 @@ class Manifest(BaseModel):
     trained: str | None = Field(None, description="Digest of the trained adapter's files.")
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
+    golden: list[dict[str, Any]] = Field(default_factory=list, description="For the probe of whoever serves it.")
     adapter: str | None = None
 
     def write(self, folder: Path) -> None:

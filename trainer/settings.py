@@ -6,6 +6,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+SHIPPED_GUARDS = Path(__file__).parent.parent / "guards"
+"""Few and plain probes of sycophancy and safety. An operator's own come on top, and one of the same name takes the
+place of a shipped one."""
+
 
 class WorkshopSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
@@ -18,8 +22,10 @@ class WorkshopSettings(BaseSettings):
     base_model: str = Field(
         "", description="Folder or Hub id of the model that adapters are for; without it, the pocket model in HEED_VAR."
     )
-    promote: Literal["auto", "manual"] = Field(
-        "auto", description="Whether an adapter that passed the gate goes live by itself: the circle is to turn."
+    promote: Literal["auto", "eager", "manual"] = Field(
+        "auto",
+        description="Which adapters go live by themselves. auto: those that passed the gate, for the circle is to "
+        "turn; eager: also those of which it says that an operator should look; manual: none.",
     )
 
     tick_s: float = Field(
@@ -92,6 +98,31 @@ class WorkshopSettings(BaseSettings):
     gate_tolerance: float = Field(
         0.03, ge=0, lt=1, description="Held-out accuracy that a candidate may lose however sure the loss is."
     )
+    gate_divergence: float | None = Field(
+        None, gt=0, description="Nats a token that an adapter may be from the base; without it, by the base's size."
+    )
+    gate_drift: float = Field(
+        0.05, ge=0, description="Nats a token by which preferred answers may become less likely (displacement)."
+    )
+    gate_voter_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a job's pairs that may rest on one voter for its adapter to go live by itself, where "
+        "others vote too; 1 for any share.",
+    )
+    gate_win_rate: float = Field(
+        0.45, ge=0, lt=0.5, description="Least win rate by the judge, as its lower bound: no worse than what is live."
+    )
+    guards: Path | None = Field(
+        None, description="Folder of your own guards (docs/gate.md); those in guards/ are always held."
+    )
+    judge_url: str = Field(
+        "", description="OpenAI-compatible address, with /v1, of a judge of the gate; none: nobody is asked."
+    )
+    judge_model: str = Field("", description="The judge's model; another family than the base's flatters it less.")
+    judge_key: str = Field("", description="The judge's API key, if it has one.")
+    max_lora_rank: int = Field(16, ge=1, description="As vLLM is started with; it refuses adapters of a higher rank.")
     beta: float | None = Field(None, gt=0, description="DPO's beta; without it, the one for a base of this size.")
     epochs: float | None = Field(None, gt=0, description="Passes over the pairs; without it, by the size of the base.")
     batch_size: int | None = Field(None, gt=0, description="Pairs in a step; without it, by the size of the base.")
@@ -111,6 +142,10 @@ class WorkshopSettings(BaseSettings):
         if not self.base_model:
             return str(self.var.resolve() / "pocket")
         return str(Path(self.base_model).resolve()) if Path(self.base_model).is_dir() else self.base_model
+
+    @property
+    def guard_folders(self) -> list[Path]:
+        return [SHIPPED_GUARDS, *([self.guards.resolve()] if self.guards else [])]
 
     @property
     def adapters(self) -> Path:

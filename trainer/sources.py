@@ -38,9 +38,9 @@ async def from_ledger(work: Work, base: Base, width: int) -> tuple[Dataset, Froz
     if not ids:
         ids, dropped = await _select(work, width)
     method = _method(work)
-    standing = await _standing(work, sorted(set(ids)))
+    found = await standing(work, sorted(set(ids)))
     template = base.template if work.settings.other_template == "drop" else None
-    rows = dataset.build(ids, standing, method, await _asked(work, standing), template)
+    rows = dataset.build(ids, found, method, await _asked(work, found), template)
     rows.dropped.update(dropped)
     dataset.refuse_too_few(rows, _least(work, method))
     taught = list({one.id: one for one in [*rows.train, *rows.held_out]}.values())
@@ -111,7 +111,7 @@ async def _select(work: Work, width: int) -> tuple[list[str], dict[Drop, int]]:
     everything = await work.patiently(lambda: pairs.ids(work.ledger))
     if method == "unpaired":
         everything += await work.patiently(lambda: pairs.unpaired_ids(work.ledger))
-    fitting, dropped = dataset.fit(await _standing(work, everything), work.settings.near_identical)
+    fitting, dropped = dataset.fit(await standing(work, everything), work.settings.near_identical)
     if method == "supervised":  # measured by all that was said, taught by what was written
         fitting = [one for one in fitting if one.source == "correction" or one.split == "held_out"]
     limits, how = caps.of(work.ledger.settings), await _how(work, width)
@@ -133,7 +133,7 @@ async def _how(work: Work, width: int) -> Recent | Replay:
     return Recent(hyperparameters.half_life(width, work.settings), work.settings.dataset_pairs, rounds)
 
 
-async def _standing(work: Work, ids: Sequence[str]) -> list[Lesson]:
+async def standing(work: Work, ids: Sequence[str]) -> list[Lesson]:
     """Those of `ids` that still stand."""
     paired = [i for i in ids if i.startswith("pair-")]
     single = [i for i in ids if i.startswith("unpaired-")]

@@ -1,17 +1,19 @@
-"""Stages of a job: freeze, train, evaluate, release. Each can be repeated and gives the same.
+"""Stages of a job: freeze, train, examine, release. Each can be repeated and gives the same.
 
 What a stage made is noted in the job's manifest when it is finished, so a worker that takes the job up goes on with
 the next one; training itself goes on from its last whole checkpoint. One number is given to a job once, and its
 adapter's name follows from number and bytes: however often a job is taken up, one adapter comes out.
 """
 
+import asyncio
 import hashlib
 import time
 
 from feedback.adapters import digest_of
 from feedback.records import Adapter
-from trainer import gate, hyperparameters, manifest, plan
+from trainer import hyperparameters, manifest, plan
 from trainer.child import Event, run_recipe
+from trainer.examination import examine, expect_guards
 from trainer.manifest import Manifest
 from trainer.release import promote, release
 from trainer.work import Work
@@ -25,12 +27,13 @@ async def run(work: Work) -> Adapter:
 
     Raises TooFewPairs, TrainingFileUnknown, RecipeFailed, PublishedOtherwise, JobLeaseLost, JobFinished, OSError.
     """
+    await asyncio.to_thread(expect_guards, work)
     known = await plan.freeze(work)
     await train(work, known)
-    verdict = await evaluate(work, known)
+    verdict = await examine(work, known)
     adapter = await release(work, known, verdict)
     await work.save(seconds=known.seconds)
-    await promote(work, adapter)
+    await promote(work, adapter, verdict.decision)
     return adapter
 
 
@@ -108,29 +111,3 @@ class Relay:
         self._known.write(self._work.folder)
         data = {"step": step, "metrics": self._metrics}
         await self._work.tell(f"Checkpoint at step {step}", type="checkpoint", data=data)
-
-
-async def evaluate(work: Work, known: Manifest) -> gate.Verdict:
-    """Measured once; the verdict stands although the settings change before the job is taken up again."""
-    if known.gate is not None:
-        return gate.Verdict.model_validate(known.gate)
-    report_file = work.folder / "eval.json"
-    flags = ["--base", known.base.name, "--adapter", str(work.folder / "adapter"), "--out", str(report_file)]
-    flags += ["--heldout", str(work.folder / "heldout.jsonl"), "--beta", f"{known.hyperparameters.get('beta', 0.1):g}"]
-    if known.parent:
-        flags += ["--parent", str(work.settings.adapters / known.parent)]
-    async with work.stage(known, "evaluate"):
-        await run_recipe(["evaluate", *flags], work.folder / "evaluate.log", work.settings.nice, _ignore)
-        report = gate.Evaluation.model_validate_json(report_file.read_bytes())
-        verdict = gate.judge(report, work.settings.gate_tolerance, has_parent=known.parent is not None)
-        known.evaluation, known.gate = report.model_dump(exclude={"deltas"}), verdict.model_dump()
-    await work.tell(
-        f"The gate {'lets it pass' if verdict.passed else 'says no'}: {'; '.join(verdict.reasons)}",
-        level="info" if verdict.passed else "warn",
-        data={"stage": "evaluate", "seconds": known.seconds["evaluate"], **verdict.numbers},
-    )
-    return verdict
-
-
-async def _ignore(event: Event) -> None:
-    """An evaluation's last event repeats its report."""

@@ -18,7 +18,6 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, PrinterCallback
 
 from trainer import checkpoints, device, rows, weights
@@ -113,7 +112,8 @@ def _train(run: Run, recipe: Recipe, fitted: rows.Fitted, newest: Path | None, r
     trainer = recipe.build(run, fitted.dataset())
     trainer.remove_callback(PrinterCallback)
     if run.init:
-        set_peft_model_state_dict(trainer.model, load_file(run.init / weights.WEIGHTS), adapter_name="default")
+        start = {name: torch.from_numpy(tensor) for name, tensor in weights.to_start_from(run.init).items()}
+        set_peft_model_state_dict(trainer.model, start, adapter_name="default")
     watch = Watch(run.work, reporter, fitted.tokens)
     trainer.add_callback(watch)
     if newest:

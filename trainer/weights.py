@@ -104,6 +104,24 @@ def write_adapter(
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def scale(folder: Path, eta: float, out: Path) -> None:
+    """The adapter with its change multiplied by eta: vLLM and PEFT multiply by lora_alpha / r (WARP 2406.16768)."""
+    config = json.loads((folder / CONFIG).read_text())
+    shutil.rmtree(out, ignore_errors=True)
+    write_adapter(out, _tensors(folder / WEIGHTS)[0], {**config, "lora_alpha": config["lora_alpha"] * eta})
+
+
+def to_start_from(folder: Path) -> Tensors:
+    """What a run that goes on from the adapter starts with: its tensors at the usual scaling.
+
+    One that is served scaled down would else be at its full strength again.
+    """
+    config = json.loads((folder / CONFIG).read_text())
+    factor = config["lora_alpha"] / adapter_config("", config["r"])["lora_alpha"]
+    tensors, _ = _tensors(folder / WEIGHTS)
+    return {name: tensor * np.float32(factor) if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+
+
 def write_zero_adapter(base: str, folder: Path, rank: int) -> bool:
     """An adapter that changes nothing: lora_B is zero. vLLM's CPU build serves the base through it.
 

@@ -39,9 +39,9 @@ class Work:
 
     def tidy(self) -> None:
         """Of an ended job stay manifest, evaluation and logs: no texts of people, no checkpoints, no second copy."""
-        for name in ("work", "adapter"):
+        for name in ("work", "adapter", "scaled"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("train.jsonl", "heldout.jsonl"):
+        for name in ("train.jsonl", "heldout.jsonl", "earlier.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
 
     async def save(self, **learnt: Any) -> None:

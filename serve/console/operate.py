@@ -218,7 +218,8 @@ def _job_row(job: Json) -> list[Any]:
 def _adapter_row(one: Json) -> list[Any]:
     why = one["history"][-1]["reason"] if one["history"] else ""
     gate = one["gate"]
-    verdict = f"{'passed' if gate.get('passed') else 'refused'}: {'; '.join(gate.get('reasons') or [])}" if gate else ""
+    decision = gate.get("decision") or ("pass" if gate.get("passed") else "fail")
+    verdict = f"{decision}: {'; '.join(gate.get('reasons') or [])}" if gate else ""
     return [one["id"], _when(one["created"]), one["state"], one["pairs"], one["parent"] or "", verdict, why]
 
 

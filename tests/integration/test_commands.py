@@ -86,6 +86,23 @@ async def test_adapters_are_listed_promoted_and_rolled_back(gateway: RunningGate
     assert "nothing was live before heed-base" in again[1]
 
 
+async def test_what_the_gate_found_of_an_adapter_is_shown_with_its_reasons(gateway: RunningGateway) -> None:
+    criterion = {"id": "G4", "name": "distance from the base", "outcome": "hold", "reason": "0.2 nats a token"}
+    gate = {"decision": "canary-only", "passed": False, "reasons": ["far"], "eta": 0.5, "criteria": [criterion]}
+    judged = await gateway.register(1, b"one", gate=gate)
+    unjudged = await gateway.register(2, b"two")
+
+    code, shown = await heed(gateway, "adapters", "show", judged)
+    _, other = await heed(gateway, "adapters", "show", unjudged)
+    missing, said = await heed(gateway, "adapters", "show", "heed-v9-00000000")
+
+    assert (code, missing) == (0, 1)
+    assert "The gate leaves it to an operator: far. It is published with 50% of its strength." in shown
+    assert all(words in shown for words in ("G4", "distance from the base", "hold", "0.2 nats a token"))
+    assert "It was not examined." in other
+    assert "no adapter 'heed-v9-00000000'" in said
+
+
 def rows(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"question\u2028{number}", "chosen": "good", "rejected": "bad"} for number in range(count)]
 

@@ -19,7 +19,7 @@ from tests.processes import ROOT, wait_for
 from tests.recipes import ENV, Child, preferring_steps, write_rows
 from trainer import dpo, rows, weights
 from trainer.checkpoints import is_whole, newest_whole, seal
-from trainer.evaluate import log_probabilities
+from trainer.likelihoods import log_probabilities
 from trainer.references import References
 from trainer.training import Run
 from trainer.watch import CANCELLED, INTERRUPTED

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.recipes import Child, corrections, preferring_steps, thumbs, write_rows
 from trainer import reward, weights
 from trainer.checkpoints import is_whole
-from trainer.evaluate import log_probabilities
+from trainer.likelihoods import log_probabilities
 from trainer.progress import RecipeRefused
 
 ROWS = {

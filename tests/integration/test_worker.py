@@ -43,7 +43,9 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert adapters.digest_of(directory) == adapter.digest
     assert not directory.stat().st_mode & 0o222
     assert (adapter.state, adapter.parent, adapter.job) == ("candidate", None, job.id)
-    assert adapter.gate["passed"] is True
+    assert (adapter.gate["decision"], adapter.gate["passed"]) == ("pass", True)
+    assert {one["id"] for one in adapter.gate["criteria"]} >= {"G0", "G1", "G4", "G8", "V1"}
+    assert [len(one.tokens) == len(one.logprobs) > 0 for one in adapter.golden] == [True] * len(adapter.golden) != []
     assert adapter.metrics["accuracy"] > 0.5
     assert (await adapters.serving(ledger)).wanted == adapter.id
     assert await pairs.waiting(ledger) == []
