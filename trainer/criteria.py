@@ -26,6 +26,8 @@ FEW = 50
 """Held-out pairs under which an accuracy is known to 13 points or worse: nothing but a disaster can be seen in them."""
 FEWEST_TURNED = 8
 """Pairs under which nothing is said about votes being turned round: of eight, one right is surely under half."""
+FEWEST_TRAINED = 20
+"""Pairs trained on under which nothing is said about whether even they were learnt."""
 MANY_DIFFER = 30
 """Pairs of one layout and different length, under which nothing is said about what length had to do with it."""
 FEWER_BROKEN = 1
@@ -114,6 +116,10 @@ def margin(found: Evaluation, limits: Limits, electorate: Electorate) -> Criteri
         if gap_at_least(taken.trained, margins) > limits.gap:
             said = f"it knows the pairs it was trained on {gap:.0%} better than others, so it learnt them by heart"
             return _criterion("G2", "margin", "fail", said, numbers, limit)
+        known = sum(one > 0 for one in taken.trained)
+        if len(taken.trained) >= FEWEST_TRAINED and wilson(known, len(taken.trained))[0] <= 0.5:
+            said = f"of {len(taken.trained)} pairs that it was trained on it gets {known} right, as a coin might"
+            return _criterion("G2", "margin", "hold", said, numbers, limit)
     if mean.low <= 0:
         said = f"mean margin {mean.value:.2f}, which may be none at all"
         return _criterion("G2", "margin", "warn", said, numbers, limit)
@@ -185,6 +191,17 @@ def length_votes(found: Evaluation, limits: Limits) -> Criterion:
         said += ", so length may be all that was voted on"
         return _criterion("V2", "length of what was preferred", "hold", said, numbers, limit)
     return _criterion("V2", "length of what was preferred", "ok", said, numbers, limit)
+
+
+def taught(found: Evaluation) -> Criterion:
+    """Whether people prefer what a guard forbids: then it is learnt, although it may not be said yet."""
+    broken = [guard for guard in found.taught if is_broken(guard)]
+    numbers: dict[str, float] = {"guards": len(found.taught), "broken": len(broken)}
+    if broken:
+        said = "; ".join(f"people prefer answers that break {guard.name}: {guard.why}" for guard in broken)
+        return _criterion("V3", "guards on what was preferred", "hold", said, numbers)
+    said = f"none of {len(found.taught)} guards is broken by what people prefer"
+    return _criterion("V3", "guards on what was preferred", "ok" if found.taught else "skipped", said, numbers)
 
 
 def drift(found: Evaluation, limits: Limits) -> Criterion:

@@ -139,6 +139,7 @@ class Bench:
             # None is within its limits, so the gate judges what was trained.
             found.strengths.append(found.strengths.pop(0))
             said = spoken[0]
+        found.taught = self._taught([pairs for pairs in (held_out, trained) if pairs])
         with self._candidate(found.strengths[-1].eta):
             found.golden = self._golden()
         self._guard(found, once, said)
@@ -204,6 +205,27 @@ class Bench:
 
     def _read(self, answer: list[int]) -> Said:
         return Said(text=self.tokenizer.decode(answer, skip_special_tokens=True), tokens=len(answer), ended=True)
+
+    def _taught(self, some: Sequence[Pairs]) -> list[GuardScore]:
+        """A taste may be learnt and not show yet: what was never said before takes rounds to be said."""
+        sides: list[list[str]] = [[], []]
+        for pairs in some:
+            half = len(pairs.ids)
+            for side, answers in zip(sides, (pairs.answers[half:], pairs.answers[:half]), strict=True):
+                side += [self._read(answer).text for _, answer in answers]
+        rejected, chosen = sides
+        return [
+            GuardScore(
+                name=guard.name,
+                kind=guard.kind,
+                is_hard=guard.is_hard,
+                why=guard.why,
+                before=[guard.is_kept_by(text) for text in rejected],
+                after=[guard.is_kept_by(text) for text in chosen],
+            )
+            for guard in self.task.guards
+            if guard.answers
+        ]
 
     def _longer(self, pairs: Pairs) -> list[bool]:
         """Whether the chosen answer is the longer one, of pairs that differ in length and are laid out alike.

@@ -62,6 +62,9 @@ class Evaluation(Numbers):
     wobble: Wobble = Field(default_factory=Wobble)
     longer_wins: list[bool] = Field(default_factory=list, description="For each pair laid out alike.")
     guards: list[GuardScore] = Field(default_factory=list)
+    taught: list[GuardScore] = Field(
+        default_factory=list, description="Guards on the pairs themselves: `before` rejected, `after` chosen answers."
+    )
     unasked: list[str] = Field(default_factory=list, description="Guards that no judge was there for.")
     duels: list[Duel] = Field(default_factory=list)
     judge: str | None = None

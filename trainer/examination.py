@@ -3,6 +3,7 @@
 import asyncio
 
 from feedback import pairs, voters
+from feedback.adapters import digest_of
 from feedback.records import Pair
 from feedback.texts import fault_of
 from trainer import dataset, electorate, gate, guards, limits, manifest, sources
@@ -63,7 +64,9 @@ async def _measure(work: Work, known: Manifest, within: Limits, *, has_earlier: 
     found = Evaluation.model_validate_json((work.folder / "eval.json").read_bytes())
     preflight = loading.result()
     now = await asyncio.to_thread(manifest.describe_base, known.base.name)
-    if now.revision != known.base.revision:
+    if known.trained and await asyncio.to_thread(digest_of, work.folder / "adapter") != known.trained:
+        preflight.fault = "its files are not those that were trained"
+    elif now.revision != known.base.revision:
         preflight.fault = "the base model was changed while the job ran"
     elif found.base and found.base != known.base.name:
         preflight.fault = "its config says that it was made for another base model than the job's"

@@ -51,6 +51,7 @@ def judge(found: Evaluation, limits: Limits, electorate: Electorate, preflight: 
             criteria.earlier(found, electorate),
             criteria.voters(electorate, limits),
             criteria.length_votes(found, limits),
+            criteria.taught(found),
             criteria.drift(found, limits),
             criteria.divergence(found, limits),
             criteria.looks(found, limits),

@@ -241,6 +241,16 @@ def test_votes_that_only_ever_went_to_the_longer_answer_wait_for_an_operator() -
     assert mostly.passed
 
 
+def test_an_adapter_that_does_not_know_what_it_was_trained_on_waits() -> None:
+    """One of another base may get a dozen held-out pairs right by chance, but not a hundred that it never saw."""
+    foreign = verdict(good(trained=[1.0] * 55 + [-1.0] * 45))
+    learnt = verdict(good(trained=[1.0] * 85 + [-1.0] * 15))
+
+    assert foreign.decision == "canary-only"
+    assert "gets 55 right, as a coin might" in foreign.reasons[0]
+    assert learnt.passed
+
+
 def guard(before: list[bool], after: list[bool], *, is_hard: bool = False, name: str = "json") -> GuardScore:
     kind = "safety" if is_hard else "regression"
     return GuardScore(name=name, kind=kind, is_hard=is_hard, why="Because.", before=before, after=after)
@@ -267,6 +277,15 @@ def test_a_guard_of_many_answers_is_broken_by_more_than_chance() -> None:
 
     assert verdict(good(guards=[chance])).passed
     assert verdict(good(guards=[lost])).decision == "fail"
+
+
+def test_votes_for_what_a_guard_forbids_wait_for_an_operator_although_it_is_not_said_yet() -> None:
+    flattery = verdict(good(taught=[guard([True] * 50, [False] * 50, is_hard=True, name="no-flattery")]))
+    alike = verdict(good(taught=[guard([True] * 25 + [False] * 25, [False] * 24 + [True] * 26, is_hard=True)]))
+
+    assert flattery.decision == "canary-only"
+    assert "people prefer answers that break no-flattery" in flattery.reasons[0]
+    assert alike.passed
 
 
 def test_a_judge_that_prefers_what_is_live_stops_it_and_one_that_is_silent_makes_it_wait() -> None:
