@@ -10,16 +10,17 @@ import sys
 import pytest
 
 from tests.processes import ROOT
-from tests.toy.study import BETAS, LEAKY, LOW, SFT, Study, dpo_at
+from tests.toy.study import BETAS, LOW, SFT, TIGHT, Study, dpo_at
 
-PAIRS = 2000
+PAIRS = 1500
+pytestmark = pytest.mark.timeout(900)  # a minute of CPU time, on a machine that others may use
 
 
 @pytest.fixture(scope="module")
 def study() -> Study:
     command = [sys.executable, "-W", "ignore", "-m", "tests.toy.reproduce", "--world", "0", "--small"]
     made = subprocess.run(
-        [*command, "--pairs", str(PAIRS)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=280
+        [*command, "--pairs", str(PAIRS)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=880
     )
     return Study.read(json.loads(made.stdout.splitlines()[-1]))
 
@@ -39,4 +40,4 @@ def test_beta_moves_along_the_frontier(study: Study) -> None:
 
 
 def test_the_sft_term_cuts_what_goes_outside_the_answers_threefold(study: Study) -> None:
-    assert study.lessons[LEAKY].leak > 3 * study.lessons[dpo_at(LOW)].leak
+    assert study.leak_cut(TIGHT) > 3

@@ -7,7 +7,8 @@ from typing import Any
 
 import matplotlib
 
-from tests.toy.study import BASE, BETAS, CHAINED, LEAKY, LOW, NOISY, REPLAYED, SFT, Study, dpo_at
+from tests.toy.lessons import RECIPE
+from tests.toy.study import BASE, BETAS, CHAINED, LEAKY, LOW, NOISY, REPLAYED, SFT, TIGHT, TIGHT_WEIGHT, Study, dpo_at
 
 BLUE, GREY, ORANGE, RED = "#2f6fde", "#8a909c", "#e0862a", "#c8403a"
 
@@ -50,11 +51,11 @@ def _frontier(axes: Any, studies: Sequence[Study]) -> None:
 
 
 def _leaks(axes: Any, studies: Sequence[Study]) -> None:
-    shown = {BASE: "the base", LEAKY: "without", dpo_at(LOW): "with"}
-    for place, (name, colour) in enumerate(zip(shown, (GREY, RED, BLUE), strict=True)):
+    shown = {BASE: "base", LEAKY: "without", dpo_at(LOW): f"{RECIPE['sft_weight']:g}", TIGHT: f"{TIGHT_WEIGHT:g}"}
+    for place, (name, colour) in enumerate(zip(shown, (GREY, RED, BLUE, BLUE), strict=True)):
         heights = [100 * study.lessons[name].leak for study in studies]
         axes.bar(place, mean(heights), 0.6, color=colour)
         axes.scatter([place] * len(heights), heights, color="black", s=8, zorder=3)
     axes.set_xticks(range(len(shown)), shown.values())
     axes.set_ylabel("probability outside the answer space, %")
-    axes.set_title(f"SFT term, beta {LOW:g}")
+    axes.set_title(f"By weight of the SFT term, beta {LOW:g}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tests.toy.exact import Measured
 from tests.toy.lessons import RECIPE
-from tests.toy.study import BETAS, CHAINED, LEAKY, LOW, NOISY, NOISY_SFT, REPLAYED, Study, dpo_at, spread
+from tests.toy.study import BETAS, CHAINED, LOW, NOISY, NOISY_SFT, REPLAYED, TIGHT, TIGHT_WEIGHT, Study, dpo_at, spread
 
 
 def written(studies: Sequence[Study], pairs: int, cpu_s: float) -> str:
@@ -24,7 +24,8 @@ def written(studies: Sequence[Study], pairs: int, cpu_s: float) -> str:
 def _claims(studies: Sequence[Study]) -> list[str]:
     share = [study.lessons[dpo_at(beta)].efficiency for study in studies for beta in BETAS]
     over = [study.above_sft() for study in studies]
-    cut = [study.lessons[LEAKY].leak / study.lessons[dpo_at(LOW)].leak for study in studies]
+    cut = [study.leak_cut(dpo_at(LOW)) for study in studies]
+    cut_more = [study.leak_cut(TIGHT) for study in studies]
     noisy = [study.gained(NOISY) - study.gained(NOISY_SFT) for study in studies]
     further = [study.lessons[CHAINED].divergence / study.lessons[REPLAYED].divergence for study in studies]
     return [
@@ -33,8 +34,9 @@ def _claims(studies: Sequence[Study]) -> list[str]:
         f"| DPO gains 90 % of what can be gained at its KL | {spread(share)} of it, least {min(share):.2f} |",
         f"| and more than SFT on the chosen at SFT's KL | {spread(over)} more reward, least {min(over):.2f} |",
         f"| reward and KL grow as beta falls | in {sum(study.rises() for study in studies)} of {len(studies)} worlds |",
-        f"| the SFT term cuts what goes outside at least threefold, beta {LOW:g} | {spread(cut, 1)} times, least "
-        f"{min(cut):.1f} |",
+        f"| the SFT term cuts what goes outside at least threefold, beta {LOW:g} | {spread(cut, 1)} times at weight "
+        f"{RECIPE['sft_weight']:g} (least {min(cut):.1f}), {spread(cut_more, 1)} at {TIGHT_WEIGHT:g} (least "
+        f"{min(cut_more):.1f}) |",
         f"| a fifth of the labels flipped: DPO gains more than SFT | {spread(noisy)}, least {min(noisy):.2f} |",
         f"| a chained second round goes further from the base than one with replay | {spread(further)} times the KL |",
     ]

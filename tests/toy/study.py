@@ -20,6 +20,8 @@ GRID = 60
 BASE = "the base"
 SFT = "SFT on the chosen"
 LEAKY = f"DPO without the SFT term, beta {LOW:g}"
+TIGHT_WEIGHT = 0.5
+TIGHT = f"DPO with an SFT weight of {TIGHT_WEIGHT:g}, beta {LOW:g}"
 NOISY = f"DPO, beta {MIDDLE:g}, {FLIPPED:.0%} of the labels flipped"
 NOISY_SFT = f"SFT on the chosen, {FLIPPED:.0%} of the labels flipped"
 FIRST = f"round 1, beta {MIDDLE:g}, half of the pairs"
@@ -46,6 +48,10 @@ class Study:
 
     def written(self) -> dict[str, Any]:
         return asdict(self)
+
+    def leak_cut(self, name: str) -> float:
+        """How many times less goes outside than without the SFT term."""
+        return self.lessons[LEAKY].leak / self.lessons[name].leak
 
     def gained(self, name: str) -> float:
         return self.lessons[name].reward - self.lessons[BASE].reward
@@ -75,6 +81,7 @@ def conduct(school: "School", count: int, *, is_small: bool) -> Iterator[tuple[s
     for beta in BETAS:
         yield dpo_at(beta), school.lesson(pairs, beta=beta)
     yield LEAKY, school.lesson(pairs, beta=LOW, sft_weight=0.0)
+    yield TIGHT, school.lesson(pairs, beta=LOW, sft_weight=TIGHT_WEIGHT)
     yield SFT, school.lesson(pairs, beta=NO_BETA, sft_weight=1.0)
     if is_small:
         return
