@@ -26,8 +26,12 @@ Work = Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it sto
 Init = Annotated[Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")]
 References = Annotated[Path | None, typer.Option(help="Folder where the base's log-probabilities are remembered")]
 
-PLACES = {"base", "train", "out", "work", "references", "references_most"}
+PLACES = {"base", "train", "out", "work", "references", "references_most", "report_to"}
 """Options that say where; the others are the recipe's hyperparameters."""
+ReportTo = Annotated[
+    str | None,
+    typer.Option(envvar="HEED_REPORT_TO", help="tensorboard, trackio, mlflow, wandb, or several"),
+]
 Qlora = Annotated[
     bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
 ]
@@ -88,6 +92,7 @@ def dpo(
     qlora: Qlora = None,
     references: References = None,
     references_most: int | None = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
@@ -112,6 +117,7 @@ def unpaired(
     qlora: Qlora = None,
     references: References = None,
     references_most: int | None = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on lone thumbs. Exit codes as of dpo."""
@@ -133,6 +139,7 @@ def supervised(
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
     qlora: Qlora = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on corrections. Exit codes as of dpo."""
@@ -153,6 +160,7 @@ def reward(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train a model that judges answers, on pairs. Exit codes as of dpo."""
@@ -194,6 +202,22 @@ def evaluate(
         return 0
 
     _run(recipe, "evaluate", progress, base)
+
+
+@app.command()
+def rerun(
+    manifest: Annotated[Path, typer.Option(help="A job's manifest.json, or the folder with it")],
+    out: Annotated[Path, typer.Option(help="Where its rows, checkpoints and adapter go")],
+    progress: Style = None,
+) -> None:
+    """Train a job's adapter again from the ledger. Exit code 3: its bytes are others."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.rerun import run
+
+        return run(manifest, out, reporter)
+
+    _run(recipe, "rerun", progress, None)
 
 
 @app.command()
