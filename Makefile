@@ -35,7 +35,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emi
 bench:  ## measure what a vote costs (a minute; nothing else should be running)
 	@$(BIN)/python -m tests.load.bench_votes
 
-gate:  ## what the gate lets out and what it keeps: forty jobs, an hour on two quiet cores
+gate:  ## what the gate lets out and what it keeps: a catalogue of real jobs (long)
 	@$(BIN)/python -m trainer pocket --out var/pocket
 	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
 	@$(BIN)/python -m tests.load.gate_catalogue
