@@ -180,6 +180,7 @@ def evaluate(
     limits: Annotated[str, typer.Option(help="JSON of trainer/limits.py; default, by the size of the base")] = "",
     judge_url: Annotated[str, typer.Option(help="OpenAI-compatible; its key is HEED_JUDGE_KEY")] = "",
     judge_model: str = "",
+    judge_reward: Annotated[Path | None, typer.Option(help="A reward model's folder, to judge instead")] = None,
     beta: Annotated[float, typer.Option(help="Scale of the margin, as in training")] = 0.1,
     progress: Style = None,
 ) -> None:
@@ -188,13 +189,15 @@ def evaluate(
     def recipe(reporter: Reporter) -> int:
         from trainer import evaluate as measuring
         from trainer import guards as guarding
-        from trainer.judge import ModelJudge
+        from trainer.judge import Judge, ModelJudge, by_reward
         from trainer.limits import Limits, by_width
         from trainer.settings import SHIPPED_GUARDS
         from trainer.weights import base_config
 
         given = Limits.model_validate_json(limits) if limits else by_width(int(base_config(base)["hidden_size"]))
-        judge = ModelJudge(judge_url, judge_model, os.environ.get("HEED_JUDGE_KEY", "")) if judge_url else None
+        judge: Judge | None = by_reward(base, judge_reward) if judge_reward else None
+        if judge_url:
+            judge = ModelJudge(judge_url, judge_model, os.environ.get("HEED_JUDGE_KEY", ""))
         found = guarding.read(guards or [SHIPPED_GUARDS])
         task = measuring.Task(base, adapter, live, heldout, earlier, train, beta, given, found, judge)
         report = measuring.evaluate(task, out)

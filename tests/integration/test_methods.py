@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.recipes import Child, corrections, preferring_steps, thumbs, write_rows
 from trainer import reports, reward, weights
 from trainer.checkpoints import is_whole
+from trainer.judge import by_reward, duels
 from trainer.likelihoods import log_probabilities
 from trainer.progress import RecipeRefused
 
@@ -71,6 +72,21 @@ def test_who_asks_for_a_report_finds_each_metric_in_it(undisturbed: dict[str, Ch
 def test_a_report_that_cannot_be_had_is_refused_with_what_would_do(asked: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeRefused, match=re.escape(said)):
         reports.prepare(asked, tmp_path)
+
+
+def test_a_reward_model_judges_as_the_people_it_learnt_from(pocket: Path, undisturbed: dict[str, Child]) -> None:
+    judge = by_reward(str(pocket), undisturbed["reward"].out)
+    asked = preferring_steps(12, seed=7)
+
+    found = duels(
+        judge,
+        [row["prompt"] for row in asked],
+        [row["chosen"][0]["content"] for row in asked],
+        [row["rejected"][0]["content"] for row in asked],
+    )
+
+    assert sum(duel.first for duel in found) >= 10
+    assert [duel.first for duel in found] == [duel.second for duel in found]  # in both orders
 
 
 @pytest.mark.parametrize("method", ["supervised", "unpaired"])
