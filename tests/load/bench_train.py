@@ -135,7 +135,8 @@ def on_gpu(rounds: int, folder: Path) -> list[str]:
         parameters = courses.build(shape, base)
         torch.cuda.empty_cache()
         pairs = courses.random_pairs(128, shape.vocabulary - 5, 512, 256, folder / f"{number}.jsonl")
-        race = Race(str(base), str(pairs), "", machine.thread_quota(), 1, 8, 1024, True, 5e-6, 0.1, 0.2)
+        # Four pairs at once: with more, 8B without checkpointing would not fit into 80 GB.
+        race = Race(str(base), str(pairs), "", machine.thread_quota(), 1, 4, 1024, True, 5e-6, 0.1, 0.2)
         found = raced(race, rounds)
         print("\n".join([f"{shape.name} on {device}, 128 pairs", "", *gpu_table(found, parameters, device), ""]))
         said += faults(found, "wall_s")

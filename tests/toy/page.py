@@ -35,8 +35,8 @@ def _claims(studies: Sequence[Study]) -> list[str]:
         f"| and more than SFT on the chosen at SFT's KL | {spread(over)} more reward, least {min(over):.2f} |",
         f"| reward and KL grow as beta falls | in {sum(study.rises() for study in studies)} of {len(studies)} worlds |",
         f"| the SFT term cuts what goes outside at least threefold, beta {LOW:g} | {spread(cut, 1)} times at weight "
-        f"{RECIPE['sft_weight']:g} (least {min(cut):.1f}), {spread(cut_more, 1)} at {TIGHT_WEIGHT:g} (least "
-        f"{min(cut_more):.1f}) |",
+        f"{RECIPE['sft_weight']:g} (least {min(cut):.2f}), {spread(cut_more, 1)} at {TIGHT_WEIGHT:g} (least "
+        f"{min(cut_more):.2f}) |",
         f"| a fifth of the labels flipped: DPO gains more than SFT | {spread(noisy)}, least {min(noisy):.2f} |",
         f"| a chained second round goes further from the base than one with replay | {spread(further)} times the KL |",
     ]
@@ -85,9 +85,9 @@ else is said. Figures are means and standard deviations over the worlds.
 {table}
 
 SFT on the chosen answers is the same recipe with a beta of nearly nothing, which leaves of its loss the likelihood
-term alone. It cannot go further than to the distribution of chosen answers, so a higher rate or more steps only fit the
-sample. Chained references are what the recipe refuses to have: the first round's adapter is merged into a base of its
-own, and the second round has that for its reference.
+term alone. At its own KL it is little worse than DPO; but it cannot go further than to the distribution of chosen
+answers, where beta can. Chained references are what the recipe refuses to have: the first round's adapter is merged
+into a base of its own, and the second round has that for its reference.
 
 What this does not show: that preferences generalise to prompts nobody voted on (the pocket model's rounds are for
 that), or anything about large models. It shows that the machinery optimises what it says it does.

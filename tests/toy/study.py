@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import sqrt
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ def dpo_at(beta: float) -> str:
     return f"DPO, beta {beta:g}"
 
 
+WALK = (BASE, *map(dpo_at, BETAS))
+
+
 @dataclass
 class Study:
     """Of one world."""
@@ -57,18 +61,20 @@ class Study:
         return self.lessons[name].reward - self.lessons[BASE].reward
 
     def above_sft(self) -> float:
-        """Reward of DPO at SFT's divergence, on the line between the betas around it, less SFT's."""
+        """Reward of DPO at SFT's divergence, on the line between the betas around it, less SFT's.
+
+        The line is drawn over the root of the divergence, for near the base the best reward grows as that does.
+        """
         sft = self.lessons[SFT]
-        walk = [self.lessons[name] for name in (BASE, *map(dpo_at, BETAS))]
-        for left, right in pairwise(walk):
-            if left.divergence <= sft.divergence < right.divergence:
-                share = (sft.divergence - left.divergence) / (right.divergence - left.divergence)
-                return left.reward + share * (right.reward - left.reward) - sft.reward
+        walk = [(sqrt(found.divergence), found.reward) for found in map(self.lessons.__getitem__, WALK)]
+        for (left, low), (right, high) in pairwise(walk):
+            if left <= sqrt(sft.divergence) < right:
+                return low + (high - low) * (sqrt(sft.divergence) - left) / (right - left) - sft.reward
         raise AssertionError("SFT went further than DPO at the lowest beta")
 
     def rises(self) -> bool:
         """Reward and divergence both grow as beta falls."""
-        walk = [self.lessons[dpo_at(beta)] for beta in BETAS]
+        walk = [self.lessons[name] for name in WALK]
         by_reward = sorted(walk, key=lambda found: found.reward)
         by_divergence = sorted(walk, key=lambda found: found.divergence)
         return walk == by_reward == by_divergence

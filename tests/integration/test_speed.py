@@ -1,0 +1,75 @@
+"""What makes the recipe fast on a CPU is really in effect."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl.trainer import utils
+
+from tests.integration.test_dpo import preferring_steps, write_rows
+from tests.processes import ROOT
+from trainer import dpo
+from trainer.branches import branched
+
+
+@pytest.fixture
+def trainer(pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    rows = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
+    settings = dpo.Hyperparameters(epochs=1.0)
+    run = dpo.Run(str(pocket), rows, tmp_path / "out", tmp_path / "work", None, settings)
+    return dpo.build_trainer(run, dpo.as_dataset(dpo.read_pairs(rows)))
+
+
+def test_on_a_cpu_all_is_fp32_and_nothing_is_computed_twice(trainer: Any) -> None:
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+    assert not trainer.args.bf16
+    assert not trainer.args.gradient_checkpointing
+    assert not trainer.model.is_gradient_checkpointing
+    assert "ref_chosen_logps" in trainer.train_dataset.column_names
+
+
+def test_a_prompt_is_computed_once_and_only_answers_meet_the_vocabulary(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = next(iter(trainer.get_train_dataloader()))
+    scored: list[int] = []
+    shapes: list[torch.Size] = []
+    real = utils._ChunkedLogProbFunction
+
+    class Counted:
+        @staticmethod
+        def apply(hidden: torch.Tensor, *more: Any) -> Any:
+            scored.append(len(hidden))
+            return real.apply(hidden, *more)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counted)
+    trainer.model.register_forward_pre_hook(
+        lambda _module, _positional, named: shapes.append(named["input_ids"].shape), with_kwargs=True
+    )
+
+    trainer.compute_loss(trainer.model, batch)
+
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    assert scored == [int(batch["completion_mask"].sum())]
+    assert shapes == [branched(batch["input_ids"], batch["attention_mask"], labels).ids.shape]
+    assert shapes[0].numel() < batch["input_ids"].numel()
+
+
+def test_torch_has_as_many_threads_as_the_quota_says() -> None:
+    code = "import trainer.machine as m; m.prepare_environment(); import torch; print(torch.get_num_threads())"
+
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "HEED_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert said.stdout.strip() == "1"
