@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 from trl.trainer import utils
 
-from tests.integration.test_dpo import preferring_steps, write_rows
 from tests.processes import ROOT
-from trainer import dpo
+from tests.recipes import preferring_steps, write_rows
+from trainer import dpo, rows
 from trainer.branches import branched
+from trainer.training import Run
 
 
 @pytest.fixture
 def trainer(pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    rows = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
-    settings = dpo.Hyperparameters(epochs=1.0)
-    run = dpo.Run(str(pocket), rows, tmp_path / "out", tmp_path / "work", None, settings)
-    return dpo.build_trainer(run, dpo.as_dataset(dpo.read_pairs(rows)))
+    file = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
+    run = Run(str(pocket), file, tmp_path / "out", tmp_path / "work", None, dpo.Hyperparameters(epochs=1.0))
+    read = rows.read(file, dpo.ANSWERS)
+    fitted = rows.fit(read, dpo.ANSWERS, AutoTokenizer.from_pretrained(pocket), run.settings.max_length)
+    return dpo.build_trainer(run, fitted.dataset())
 
 
 def test_on_a_cpu_all_is_fp32_and_nothing_is_computed_twice(trainer: Any) -> None:
