@@ -35,16 +35,28 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emi
 bench:  ## measure what a vote costs (a minute; nothing else should be running)
 	@$(BIN)/python -m tests.load.bench_votes
 
+SEED := 0
+KILLS := 20
+
+faults:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make faults SEED=1 KILLS=3`)
+	@$(BIN)/python -m tests.faults --times $(KILLS) --seed $(SEED)
+
 bench-train:  ## measure what training costs against TRL, and that its losses are TRL's (half an hour)
 	@$(BIN)/python -m tests.load.bench_train
 
 reproduce:  ## DPO's claim where everything can be counted: writes docs/dpo.md and its figure (ten minutes)
 	@$(BIN)/python -m tests.toy.reproduce
 
+gate:  ## what the gate lets out and what it keeps: forty jobs, an hour on two quiet cores
+	@$(BIN)/python -m trainer pocket --out var/pocket
+	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
+	@$(BIN)/python -m tests.load.gate_catalogue
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
 	@$(LOCK) $(UPGRADE) --extra dev -c requirements/gateway.txt -o requirements/dev.txt
+	@$(LOCK) $(UPGRADE) --extra redact -c requirements/dev.txt -o requirements/redact.txt
 	@$(LOCK) $(UPGRADE) --extra gpu --extra console -c requirements/dev.txt -o requirements/gpu.txt
 	@$(LOCK) $(UPGRADE) --extra console -c requirements/gpu.txt -o requirements/console.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/cpu.txt 2>/dev/null || true
@@ -57,4 +69,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench bench-train reproduce lock clean
+.PHONY: help install run test lint types bench faults bench-train reproduce gate lock clean

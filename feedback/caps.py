@@ -10,14 +10,31 @@ nobody here.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from feedback.records import IMPORTED, Pair, conversation_digest, digest
+from feedback.records import IMPORTED, Message, conversation_digest, digest
 from feedback.settings import LedgerSettings
 
 Borne = tuple[list[str], list[str]]
 """Names of those without whom a pair would not stand, and of all whom it rests on."""
 
-Bearers = Callable[[Pair], Borne]
+
+class Lesson(Protocol):
+    """A pair, or a rated answer that is in none."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> list[Message]: ...
+    @property
+    def voters(self) -> list[str]: ...
+    @property
+    def needed(self) -> list[str]: ...
+    @property
+    def keys(self) -> list[str]: ...
+
+
+Bearers = Callable[[Lesson], Borne]
 
 EQUAL_SHARES = 3
 """Among few voters one may bring three times an equal share: so up to three are never capped, and a team that has
@@ -38,7 +55,7 @@ def of(settings: LedgerSettings) -> Caps:
     return Caps(settings.voter_share, settings.voter_pairs, settings.key_share, settings.voter_pairs_per_conversation)
 
 
-def within(pairs: Sequence[Pair], caps: Caps) -> set[str]:
+def within(pairs: Sequence[Lesson], caps: Caps) -> set[str]:
     """Ids of the pairs that the caps leave, the same for the same pairs in whatever order they come."""
     kept = sorted(pairs, key=lambda pair: (bool(pair.needed), -len(pair.voters), digest(pair.id)))
     if caps.conversation_pairs is not None:
@@ -48,7 +65,7 @@ def within(pairs: Sequence[Pair], caps: Caps) -> set[str]:
     return {pair.id for pair in kept}
 
 
-def _within_share(pairs: list[Pair], bearers: Bearers, share: float, least: int) -> list[Pair]:
+def _within_share(pairs: Sequence[Lesson], bearers: Bearers, share: float, least: int) -> list[Lesson]:
     loads: dict[str, float] = defaultdict(float)
     unborne = 0
     for pair in pairs:
@@ -58,10 +75,10 @@ def _within_share(pairs: list[Pair], bearers: Bearers, share: float, least: int)
         for name in names:
             loads[name] += 1 / len(names)
     if not loads:
-        return pairs
+        return list(pairs)
     allowed = max(share, EQUAL_SHARES / len(loads))
     if allowed >= 1:
-        return pairs
+        return list(pairs)
     # What stays if nobody has more than their share of it: the largest number that agrees with itself.
     total = float(len(pairs))
     while (left := unborne + sum(min(load, max(least, allowed * total)) for load in loads.values())) < total - 1e-6:
@@ -69,14 +86,14 @@ def _within_share(pairs: list[Pair], bearers: Bearers, share: float, least: int)
     return _take(pairs, bearers, max(least, allowed * total))
 
 
-def _take(pairs: Iterable[Pair], bearers: Bearers, limit: float) -> list[Pair]:
+def _take(pairs: Iterable[Lesson], bearers: Bearers, limit: float) -> list[Lesson]:
     """In order, those that load nobody over the limit.
 
     A pair that would stand without any one of its voters is carried by those who have room: else whoever joins in with
     everybody would take everybody's pairs out.
     """
     loads: dict[str, float] = defaultdict(float)
-    kept: list[Pair] = []
+    kept: list[Lesson] = []
     for pair in pairs:
         needed, others = bearers(pair)
         names = needed or [name for name in others if loads[name] + 1 <= limit + 1e-9]
@@ -89,15 +106,15 @@ def _take(pairs: Iterable[Pair], bearers: Bearers, limit: float) -> list[Pair]:
     return kept
 
 
-def _voters(pair: Pair) -> Borne:
+def _voters(pair: Lesson) -> Borne:
     return _people(pair.needed), _people(pair.voters)
 
 
-def _keys(pair: Pair) -> Borne:
+def _keys(pair: Lesson) -> Borne:
     return [], pair.keys
 
 
-def _conversations(pair: Pair) -> Borne:
+def _conversations(pair: Lesson) -> Borne:
     conversation = conversation_digest(pair.prompt)
     needed, others = _voters(pair)
     return [f"{conversation} {name}" for name in needed], [f"{conversation} {name}" for name in others]

@@ -1,26 +1,32 @@
 """The ledger's invariants, verified.
 
 A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
-only what exists, a tally and counters of the report that a recount confirms, no pair in two open jobs, no lease that
-cannot run out, one adapter for each succeeded job, and a live adapter that is on disk with the digest it was registered
-with.
+only what exists, every archived completion in the row that its stub names and in no other place, a tally and counters
+of the report that a recount confirms, no pair in two open jobs, no lease that cannot run out, one adapter for each
+succeeded job, and a live adapter that is on disk with the digest it was registered with.
 """
 
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 
-from feedback import adapters, comparisons, completions, jobs, pairs, report, tally, votes
+from feedback import adapters, archive, comparisons, completions, jobs, pairs, report, tally, votes
 from feedback.connection import Ledger
-from feedback.errors import AdapterUnknown
+from feedback.errors import AdapterUnknown, ArchiveUnavailable
+from feedback.partitions import Place, at
 from feedback.records import ComparisonVote
 
 
 async def violations(ledger: Ledger) -> AsyncIterator[str]:
-    """Each broken invariant as a sentence. Unsettled prompts are settled first: they are work, not damage."""
+    """Each broken invariant as a sentence. Old forms and unsettled prompts are work, not damage, and done first."""
+    await completions.upgrade(ledger)
     await pairs.settle(ledger)
-    for check in (_opinions, _pairs, _sums, _jobs, _adapters, _durability):
-        async for broken in check(ledger):
-            yield broken
+    for check in (_opinions, _pairs, _archive, _sums, _jobs, _adapters, _durability):
+        try:
+            async for broken in check(ledger):
+                yield broken
+        except ArchiveUnavailable as error:
+            yield f"not all of it could be verified: {error}"
 
 
 async def _opinions(ledger: Ledger) -> AsyncIterator[str]:
@@ -49,7 +55,7 @@ async def _pairs(ledger: Ledger) -> AsyncIterator[str]:
         if pair is None:
             yield f"pair {pair_id} is listed but does not exist"
             continue
-        for completion_id in set(pair.completions) - set(await completions.get_many(ledger, pair.completions)):
+        for completion_id in set(pair.completions) - await completions.existing(ledger, pair.completions):
             yield f"pair {pair_id} quotes completion {completion_id}, which does not exist"
         for opinion_id in set(pair.opinions) - standing:
             yield f"pair {pair_id} rests on {opinion_id}, which was withdrawn"
@@ -61,6 +67,59 @@ async def _pairs(ledger: Ledger) -> AsyncIterator[str]:
     readable = len([one async for one in pairs.unpaired(ledger)])
     if listed != readable:
         yield f"{listed} rated answers are listed as unpaired and {readable} of them exist"
+
+
+async def _archive(ledger: Ledger) -> AsyncIterator[str]:
+    keys = ledger.keys
+    files = set(await asyncio.to_thread(at(ledger).names))  # first: what is named later may be newer than the list
+    rows: dict[str, dict[int, str]] = defaultdict(dict)
+    async for ids in completions.walk(ledger, keys.completions, pairs.BATCH):
+        pipe = ledger.redis.pipeline(transaction=False)
+        for completion_id in ids:
+            pipe.hget(keys.completion(completion_id), "archived")
+            pipe.hexists(keys.completion(completion_id), "body")
+            pipe.zscore(keys.completions_live, completion_id)
+        found = await ledger.reply(pipe.execute(raise_on_error=False))
+        for nth, completion_id in enumerate(ids):
+            place, has_body, live = found[3 * nth : 3 * nth + 3]
+            if completions.is_of_another_type(place):
+                yield f"completion {completion_id} has the form of the version before; is an old gateway still running?"
+                continue
+            if place is None and has_body and live is None:
+                yield f"completion {completion_id} is not listed as live, so it would never be archived"
+            if place is None:
+                continue
+            if has_body:
+                yield f"completion {completion_id} is in Redis and in the archive at once"
+            rows[Place.of(place).partition][Place.of(place).row] = completion_id
+    for name in sorted({*rows, *await ledger.reply(ledger.redis.smembers(keys.archive_partitions))}):
+        async for broken in _partition(ledger, name, rows[name], name in files):
+            yield broken
+    for name in sorted(files - await archive.named(ledger)):
+        yield f"file {name}.parquet of the archive is named by nothing; `heed archive` removes it"
+
+
+async def _partition(ledger: Ledger, name: str, rows: Mapping[int, str], is_listed: bool) -> AsyncIterator[str]:
+    """`rows` are those that stubs named; a partition that was tidied since is passed over, as its rows moved on."""
+    keys, partitions = ledger.keys, at(ledger)
+    broken: list[str] = []
+    if not is_listed and name not in await asyncio.to_thread(partitions.names):
+        broken.append(f"partition {name} is missing from the archive, with {len(rows)} completions")
+    else:
+        ids = await asyncio.to_thread(partitions.ids, name)
+        for row, completion_id in rows.items():
+            if row >= len(ids) or ids[row] != completion_id:
+                broken.append(f"completion {completion_id} is not in row {row} of partition {name}")
+        if len(ids) > len(rows) and not await ledger.reply(ledger.redis.hexists(keys.archive_dirty, name)):
+            unnamed = len(ids) - len(rows)
+            broken.append(f"{unnamed} rows of partition {name} belong to no completion and would never be removed")
+    if not await ledger.reply(ledger.redis.sismember(keys.archive_partitions, name)):
+        first = next((f"{Place(name, row)}", completion_id) for row, completion_id in rows.items()) if rows else None
+        if first is None or await ledger.reply(ledger.redis.hget(keys.completion(first[1]), "archived")) != first[0]:
+            return
+        broken.append(f"partition {name} holds {len(rows)} completions and is not named by the ledger")
+    for sentence in broken:
+        yield sentence
 
 
 async def _sums(ledger: Ledger) -> AsyncIterator[str]:
@@ -95,8 +154,9 @@ async def _jobs(ledger: Ledger) -> AsyncIterator[str]:
         lease_ms = await ledger.reply(ledger.redis.pttl(ledger.keys.job_lease(job_id)))
         if lease_ms == -1:
             yield f"the lease on {job_id} never runs out, so no heartbeat keeps it"
-        if job.status == "succeeded" and by_job[job_id] != 1:
-            yield f"{job_id} succeeded and has {by_job[job_id]} adapters instead of one"
+        due = 0 if job.dry_run else 1
+        if job.status == "succeeded" and by_job[job_id] != due:
+            yield f"{job_id} succeeded and has {by_job[job_id]} adapters instead of {due}"
         elif by_job[job_id] > 1:
             yield f"{job_id} has {by_job[job_id]} adapters"
 

@@ -1,40 +1,89 @@
-"""`heed check`: is the ledger what it promises to be?"""
+"""`heed check`: is the ledger what it promises to be? `heed archive`: move what is old out of Redis now."""
 
 import asyncio
 import json
 import os
-from typing import Annotated
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import feedback.archive
+from feedback.archive import Moved
 from feedback.check import violations
-from feedback.connection import open_ledger
-from feedback.errors import LedgerUnavailable
+from feedback.connection import Ledger, open_ledger
+from feedback.errors import ArchiveUnavailable, LedgerUnavailable
 from feedback.settings import LedgerSettings
 
 app = typer.Typer()
 
+T = TypeVar("T")
+LedgerUrl = Annotated[
+    str, typer.Option(help="Redis of the ledger (HEED_LEDGER_URL, else that of the stack running in var).")
+]
+Models = Annotated[str, typer.Option(envvar="HEED_MODELS", help="Served models, separated by commas.")]
+
 
 @app.command()
-def check(
-    ledger_url: Annotated[
-        str, typer.Option(help="Redis of the ledger (HEED_LEDGER_URL, else that of the stack running in var).")
-    ] = "",
-    models: Annotated[str, typer.Option(envvar="HEED_MODELS", help="Served models, separated by commas.")] = "heed",
-) -> None:
+def check(ledger_url: LedgerUrl = "", models: Models = "heed") -> None:
     """Verify the ledger's invariants; exit 1 if one is broken, naming it, and 2 if the ledger does not answer."""
-    settings = LedgerSettings()
-    url = ledger_url or os.environ.get("HEED_LEDGER_URL") or running_ledger(settings) or settings.ledger_url
-    try:
-        broken = asyncio.run(_violations(settings.model_copy(update={"ledger_url": url}), models.split(",")))
-    except LedgerUnavailable as error:
-        typer.echo(f"The ledger at {url} does not answer; is `make run` running? ({error})", err=True)
-        raise typer.Exit(2) from None
+    settings = _settings(ledger_url)
+    broken = _asked(settings, _violations(settings, models.split(",")))
     for sentence in broken:
         typer.echo(f"broken: {sentence}")
     if broken:
         raise typer.Exit(1)
     typer.echo("The ledger is clean.")
+
+
+@app.command()
+def archive(
+    ledger_url: LedgerUrl = "",
+    models: Models = "heed",
+    after_days: Annotated[
+        float | None, typer.Option(min=0, help="Move what is this old (HEED_ARCHIVE_AFTER_DAYS).")
+    ] = None,
+) -> None:
+    """Move old completions with a vote from Redis to the archive (HEED_ARCHIVE); the worker does so every hour.
+
+    They stay readable as before. May be ended and run again at any moment; exit 2 if ledger or archive do not answer.
+    """
+    settings = _settings(ledger_url)
+    if after_days is not None:
+        settings = settings.model_copy(update={"archive_after_days": after_days})
+    for model in models.split(","):
+        moved = _asked(settings, _archive(settings, model))
+        typer.echo(_told(model, moved, settings.archive_address))
+
+
+def _told(model: str, moved: Moved, address: str) -> str:
+    told = f"{model}: {moved.completions:,} completions moved to {moved.partitions} new partitions at {address}"
+    if moved.expired:
+        told += f"; {moved.expired:,} expired there"
+    if moved.tidied:
+        told += f"; {moved.tidied:,} rows of deleted or changed ones taken out"
+    if moved.orphans:
+        told += f"; {moved.orphans} unfinished files removed"
+    return told + "."
+
+
+def _settings(ledger_url: str) -> LedgerSettings:
+    settings = LedgerSettings()
+    url = ledger_url or os.environ.get("HEED_LEDGER_URL") or running_ledger(settings) or settings.ledger_url
+    return settings.model_copy(update={"ledger_url": url})
+
+
+def _asked(settings: LedgerSettings, question: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(question)
+    except LedgerUnavailable as error:
+        typer.echo(f"The ledger at {settings.ledger_url} does not answer; is `make run` running? ({error})", err=True)
+    except ArchiveUnavailable as error:
+        typer.echo(f"The archive at {settings.archive_address}: {error} ({error.__cause__})", err=True)
+    raise typer.Exit(2)
 
 
 def running_ledger(settings: LedgerSettings) -> str | None:
@@ -45,9 +94,23 @@ def running_ledger(settings: LedgerSettings) -> str | None:
         return None
 
 
-async def _violations(settings: LedgerSettings, models: list[str]) -> list[str]:
-    ledger = open_ledger(settings, models[0])
+@asynccontextmanager
+async def _ledger(settings: LedgerSettings, model: str) -> AsyncIterator[Ledger]:
+    ledger = open_ledger(settings, model)
     try:
-        return [sentence for model in models async for sentence in violations(ledger.of(model))]
+        yield ledger
     finally:
         await ledger.close()
+
+
+async def _violations(settings: LedgerSettings, models: list[str]) -> list[str]:
+    async with _ledger(settings, models[0]) as ledger:
+        return [sentence for model in models async for sentence in violations(ledger.of(model))]
+
+
+async def _archive(settings: LedgerSettings, model: str) -> Moved:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    async with _ledger(settings, model) as ledger:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            shown = progress.add_task(f"archiving {model}", total=await feedback.archive.due(ledger))
+            return await feedback.archive.run(ledger, lambda moved: progress.advance(shown, moved))

@@ -12,6 +12,8 @@ from feedback.records import Comparison
 
 
 async def record(ledger: Ledger, comparison: Comparison) -> None:
+    """Raises TextTooLong."""
+    comparison = await ledger.redaction.comparison(comparison)
     ttl_s = int(ledger.settings.completion_ttl_days * completions.DAY_S)
     text = comparison.model_dump_json(exclude_none=True)
     pipe = ledger.redis.pipeline(transaction=True)

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from feedback.commits import Argument, Commits
 from feedback.failures import FAILURES, refused_or_lost
 from feedback.keys import Keys
+from feedback.redaction import Redaction
 from feedback.settings import LedgerSettings
 
 
@@ -29,6 +30,7 @@ class Ledger:
     keys: Keys
     settings: LedgerSettings
     commits: Commits
+    redaction: Redaction
     clock: Callable[[], float] = time.time
 
     @property
@@ -37,7 +39,7 @@ class Ledger:
 
     def of(self, model: str) -> "Ledger":
         """The same server, another served model."""
-        return Ledger(self.redis, Keys(model), self.settings, self.commits, self.clock)
+        return Ledger(self.redis, Keys(model), self.settings, self.commits, self.redaction, self.clock)
 
     async def run(self, script: str, keys: Iterable[str], args: Iterable[Argument]) -> Any:
         """Run a Lua script atomically, in one trip with others that are waiting to be run."""
@@ -51,6 +53,7 @@ class Ledger:
             raise refused_or_lost(error) from error
 
     async def close(self) -> None:
+        self.redaction.close()
         await self.redis.aclose()
         await self.redis.connection_pool.disconnect()
 
@@ -67,4 +70,5 @@ def open_ledger(settings: LedgerSettings, model: str = "heed", clock: Callable[[
         decode_responses=True,
     )
     redis = Redis(connection_pool=pool)
-    return Ledger(redis, Keys(model), settings, Commits(redis, settings.ledger_timeout_s), clock)
+    commits = Commits(redis, settings.ledger_timeout_s)
+    return Ledger(redis, Keys(model), settings, commits, Redaction(settings), clock)

@@ -5,6 +5,9 @@ are derived anew from what is left. What an adapter has learnt cannot be taken o
 opinions (lineage knows them exactly, until they are erased there too) are named, and so are open jobs that have frozen
 such pairs. Erasing twice finds nothing the second time.
 
+What the archive holds of a completion goes with it. Where the archive cannot be reached that is an error, and what it
+still holds goes when erasing is asked for again, or with the next run of the archive.
+
 An idempotency key holds nobody's words, only digests and ids, so there is nothing of a person to erase in it.
 """
 
@@ -12,9 +15,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from feedback import adapters, jobs, lineage, pairs, voters, votes
+from feedback import adapters, archive, jobs, lineage, pairs, voters, votes
 from feedback.connection import Ledger
-from feedback.errors import CompletionUnknown, VoteUnknown
+from feedback.errors import ArchiveUnavailable, CompletionUnknown, VoteUnknown
 from feedback.records import Pair
 
 AT_ONCE = 16
@@ -54,8 +57,14 @@ async def of_voter(ledger: Ledger, voter: str) -> Erased:
     return erased
 
 
+async def of_completion(ledger: Ledger, completion_id: str) -> None:
+    """With every vote on it, and out of the archive. Raises CompletionUnknown, ArchiveUnavailable."""
+    await votes.forget_completion(ledger, completion_id)
+    await _tidy(ledger)
+
+
 async def of_user(ledger: Ledger, user: str) -> Erased:
-    """The user is the one whom a chat's `user` named."""
+    """The user is the one whom a chat's `user` named. Raises ArchiveUnavailable, see above."""
     await pairs.settle(ledger)
     ids = sorted(await ledger.reply(ledger.redis.smembers(ledger.keys.user_completions(user))))
     opinions: set[str] = set()
@@ -67,7 +76,9 @@ async def of_user(ledger: Ledger, user: str) -> Erased:
         gone = await asyncio.gather(*(_forget(ledger, i) for i in ids[start : start + AT_ONCE]))
         erased.completions += sum(gone)
     await ledger.reply(ledger.redis.srem(ledger.keys.user_completions(user), *ids)) if ids else None
-    return await _account(ledger, erased, sorted(opinions), resting)
+    erased = await _account(ledger, erased, sorted(opinions), resting)
+    await _tidy(ledger)
+    return erased
 
 
 async def _resting_on(ledger: Ledger, opinion_ids: Sequence[str]) -> list[Pair]:
@@ -114,3 +125,13 @@ async def _forget(ledger: Ledger, completion_id: str) -> bool:
     except CompletionUnknown:  # expired, and not swept yet
         return False
     return True
+
+
+async def _tidy(ledger: Ledger) -> None:
+    try:
+        await archive.tidy(ledger)
+    except ArchiveUnavailable as error:
+        raise ArchiveUnavailable(
+            f"deleted from the ledger and not yet from the archive, where it goes with the next run (every hour, or "
+            f"`heed archive`): {error}"
+        ) from error

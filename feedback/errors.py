@@ -1,15 +1,16 @@
 """Refusals of the ledger, named for the fact. They know nothing of HTTP; serve/errors.py gives them a status.
 
 FeedbackError
-├── LedgerUnavailable
+├── LedgerUnavailable   ArchiveUnavailable
 ├── CompletionUnknown   CompletionNotChat   ChoiceUnknown
 ├── VoteUnknown         VoteEmpty          PromptsDiffer     SameAnswer
 ├── VoterUnknown        VoterBanned        VotesTooFast
-├── ComparisonUnknown
+├── ComparisonUnknown   PromptUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
+├── TextTooLong
 └── RecordConflict
 """
 
@@ -25,6 +26,12 @@ class LedgerUnavailable(FeedbackError):
     """Redis did not answer, or would not write (a full disk, a replica, no memory)."""
 
     retry_after_s = 1.0
+
+
+class ArchiveUnavailable(FeedbackError):
+    """An archived completion cannot be read, written or removed now; nothing of it is lost."""
+
+    retry_after_s = 5.0
 
 
 class CompletionUnknown(FeedbackError):
@@ -75,6 +82,10 @@ class ComparisonUnknown(FeedbackError):
     """No such comparison: it failed, was deleted with one of its answers, or expired without a vote."""
 
 
+class PromptUnknown(FeedbackError):
+    """No such prompt is queued."""
+
+
 class JobUnknown(FeedbackError):
     """No such job."""
 
@@ -121,6 +132,12 @@ class IdempotencyConflict(FeedbackError):
 
 class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
+
+    retry_after_s = 1.0
+
+
+class TextTooLong(FeedbackError):
+    """More text than is looked through for personal data, so it could not be recorded without it."""
 
 
 class RecordConflict(FeedbackError):

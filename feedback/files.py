@@ -1,7 +1,8 @@
 """Files: preference rows that somebody uploaded to train on, kept as they came.
 
-The bytes are in var/files, the record in the ledger. Every line is read before the file is taken, so a job never meets
-a row it cannot read; a file is whole or not there. The rows' halves are those of their conversations, as with votes.
+The bytes are in var/files (redacted, where that is asked for), the record in the ledger. Every line is read before the
+file is taken, so a job never meets a row it cannot read; a file is whole or not there. The rows' halves are those of
+their conversations, as with votes.
 """
 
 import asyncio
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import orjson
+
 from feedback import completions
 from feedback.connection import Ledger
-from feedback.errors import FileUnknown, LedgerUnavailable, TooFewPairs, UploadInvalid
+from feedback.errors import FileUnknown, LedgerUnavailable, TextTooLong, TooFewPairs, UploadInvalid
 from feedback.formats import LINE_BYTES, RowRefused, parse, read_preference
 from feedback.lessons import split_of
 from feedback.records import Pair, TrainingFile, canonical, digest, new_id, prompt_digest
@@ -109,8 +112,9 @@ def _write(ledger: Ledger, upload: BinaryIO, path: Path, file_id: str) -> Traini
         for number, line in enumerate(_lines(upload), 1):
             if line.strip():
                 try:
+                    line = _redacted(ledger, line)
                     counts[_pair(line, 0, ledger.settings.held_out_share).split] += 1
-                except RowRefused as refused:
+                except (RowRefused, TextTooLong) as refused:
                     raise UploadInvalid(f"line {number}: {refused}") from None
             out.write(line)
             whole.update(line)
@@ -128,6 +132,15 @@ def _write(ledger: Ledger, upload: BinaryIO, path: Path, file_id: str) -> Traini
         created=ledger.clock(),
         **counts,
     )
+
+
+def _redacted(ledger: Ledger, line: bytes) -> bytes:
+    """A line in which nothing is replaced stays as it came. Raises RowRefused, TextTooLong."""
+    if not ledger.redaction.is_on:
+        return line
+    row = parse(line)
+    redacted = ledger.redaction.row(row)
+    return line if redacted == row else orjson.dumps(redacted) + b"\n"
 
 
 def _flush(directory: Path) -> None:

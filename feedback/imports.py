@@ -154,6 +154,7 @@ async def _take(ledger: Ledger, opinion: Preferred | Rated, given: Given, source
             return False
         return (await votes.prefer(there, chosen=chosen, rejected=rejected, voter=voter))[1]
     rated = await record(opinion.answer)
+    opinion = await _redacted(ledger, opinion, rated)
     vote = await _standing(ledger, Vote.id_of(rated, 0, voter), Vote)
     if vote and (_same(vote, opinion) or not _is_newer(given.at, vote.updated)):
         return False
@@ -167,6 +168,17 @@ async def _take(ledger: Ledger, opinion: Preferred | Rated, given: Given, source
         correction=opinion.correction,
     )
     return changed
+
+
+async def _redacted(ledger: Ledger, opinion: Rated, rated: str) -> Rated:
+    """As casting will keep it, so that a second run finds it the same. Raises TextTooLong, CompletionUnknown."""
+    if not ledger.redaction.is_on:
+        return opinion
+    about = await completions.get(ledger, rated)
+    correction, comment, reasons = await ledger.redaction.said(
+        about, 0, opinion.correction, opinion.comment, opinion.reasons
+    )
+    return replace(opinion, correction=correction, comment=comment, reasons=tuple(reasons))
 
 
 async def _standing(ledger: Ledger, opinion_id: str, kind: type[Kind]) -> Kind | None:

@@ -7,15 +7,30 @@ A job's JSON is written by Python; what scripts change (status, attempts, versio
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Protocol
 
 from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import JobAlreadyClaimed, JobFinished, JobLeaseLost, JobUnknown
-from feedback.records import Job, JobError, JobEvent, Pair
+from feedback.records import Job, JobError, JobEvent, Split
+
+
+class Taught(Protocol):
+    """A pair, or a rated answer that is in none."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def split(self) -> Split: ...
+    @property
+    def opinions(self) -> list[str]: ...
+
 
 EVENTS_KEPT = 10_000
 """A job logs about one event a second at most; this is hours of them in a few MB."""
+
+DRY_RUNS = 100
+"""More in a row than anybody asks for."""
 
 OWN_FIELDS = ("status", "attempts", "version", "finished")
 
@@ -155,6 +170,12 @@ async def page(ledger: Ledger, after: str | None = None, limit: int = 20) -> tup
     return [await get(ledger, i) for i in ids], has_more
 
 
+async def newest_at(ledger: Ledger) -> float:
+    """When the newest job that was to train was created; 0 if there is none."""
+    newest, _ = await page(ledger, limit=DRY_RUNS)
+    return next((job.created for job in newest if not job.dry_run), 0.0)
+
+
 async def open_ids(ledger: Ledger) -> list[str]:
     """Jobs queued or running, oldest first."""
     return list(await ledger.reply(ledger.redis.zrange(ledger.keys.jobs_open, 0, -1)))
@@ -214,8 +235,8 @@ async def frozen(ledger: Ledger, job_id: str) -> list[str]:
     return list(await ledger.reply(ledger.redis.lrange(ledger.keys.job_pairs(job_id), 0, -1)))
 
 
-async def note_opinions(ledger: Ledger, job_id: str, token: str, dataset: Sequence[Pair]) -> None:
-    """Keep which opinions the job's pairs rest on as it reads them, for lineage: a link is `OPINION SPLIT PAIR`.
+async def note_opinions(ledger: Ledger, job_id: str, token: str, dataset: Sequence[Taught]) -> None:
+    """Keep which opinions the job's rows rest on as it reads them, for lineage: a link is `OPINION SPLIT PAIR`.
 
     Raises JobLeaseLost, JobFinished.
     """

@@ -3,11 +3,18 @@
 A served model's keys share a hash tag, so that one Lua script may touch several of them on a Redis cluster.
 
 key                        type    lifetime               written by                  read by
-completion:ID              string  TTL until voted on     completions.record          votes, pairs
+completion:ID              hash    TTL until voted on     completions, archive        votes, pairs
 completion:ID:votes        set     as its votes           votes                       votes
-completions                zset    trimmed on record      completions.record          completions.page
-completions:users          hash    as its completions     completions, votes          completions.sweep
-user:HASH:completions      set     as its completions     completions, votes          erasure
+completions                zset    trimmed on sweep       completions                 completions.page
+completions:live           zset    until archived         completions, archive        expiry, archive
+completions:form           string  kept                   completions.upgrade         completions.upgrade
+completions:users          hash    as its completions     completions                 expiry
+user:HASH:completions      set     as its completions     completions                 erasure
+archive:lease              string  TTL, by heartbeat      archive                     archive
+archive:wanted             string  TTL, 2 s               archive                     archive
+archive:partitions         set     as their rows          archive                     archive, check
+archive:dirty              hash    until tidied           archive, completions (why)  archive
+archive:unvoted            zset    until due or voted on  votes.withdraw (deadlines)  archive
 prompt:HASH:opinions       set     as its votes           votes                       pairs.settle
 vote:ID                    string  until withdrawn        votes                       votes, pairs
 votes                      zset    until withdrawn        votes                       votes.page, stats
@@ -17,6 +24,9 @@ comparison_vote:ID         string  until withdrawn        votes                 
 comparison:ID              string  TTL until voted on     comparisons.record          comparisons, votes, pairs
 comparison:ID:votes        set     as its votes           votes                       votes
 comparisons                zset    trimmed on sweep       comparisons.record          comparisons.page
+queue:ID                   string  until removed          queue                       queue
+queue, queue:honeypots     zset    until removed          queue                       queue
+voter:HASH:drawn           set     until erasure          queue.draw                  queue.draw
 unsettled                  hash    until settled          votes (count per prompt)    pairs.settle
 settled:rules              string  kept                   pairs.settle                pairs.settle
 prompt:HASH:settled        string  TTL, an hour           pairs.settle (how often)    pairs.settle
@@ -80,6 +90,34 @@ class Keys:
         return self._key("completions")
 
     @property
+    def completions_live(self) -> str:
+        return self._key("completions:live")
+
+    @property
+    def completions_form(self) -> str:
+        return self._key("completions:form")
+
+    @property
+    def archive_lease(self) -> str:
+        return self._key("archive:lease")
+
+    @property
+    def archive_wanted(self) -> str:
+        return self._key("archive:wanted")
+
+    @property
+    def archive_partitions(self) -> str:
+        return self._key("archive:partitions")
+
+    @property
+    def archive_dirty(self) -> str:
+        return self._key("archive:dirty")
+
+    @property
+    def archive_unvoted(self) -> str:
+        return self._key("archive:unvoted")
+
+    @property
     def completion_users(self) -> str:
         return self._key("completions:users")
 
@@ -126,6 +164,20 @@ class Keys:
     @property
     def comparisons(self) -> str:
         return self._key("comparisons")
+
+    def queued(self, prompt_id: str) -> str:
+        return self._key(f"queue:{prompt_id}")
+
+    @property
+    def queue(self) -> str:
+        return self._key("queue")
+
+    @property
+    def queue_honeypots(self) -> str:
+        return self._key("queue:honeypots")
+
+    def voter_drawn(self, voter: str) -> str:
+        return self._key(f"voter:{_name(voter)}:drawn")
 
     @property
     def unsettled(self) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 
 from feedback import comparisons, completions, report, tally, voters, votes
 from feedback.connection import Ledger
-from feedback.errors import TooFewPairs
+from feedback.errors import ArchiveUnavailable
 from feedback.lessons import Derived, Reason, derive, trainable
 from feedback.records import Comparison, ComparisonVote, Completion, Message, Pair, Unpaired
 from feedback.report import Part
 from feedback.texts import fault_of
 
-RULES = "4"
+RULES = "5"
 """Another number when the rules of lessons.py change: then every prompt is settled anew."""
 
 # New opinions may come in while pairs are derived from the old ones: then the count has moved. Or somebody else has
@@ -104,7 +104,8 @@ class UnpairedPreference:
 async def settle(ledger: Ledger, within_s: float = math.inf) -> int:
     """Derive the pairs of every unsettled prompt; returns how many prompts were settled. Safe to run twice at once.
 
-    With `within_s` it stops at about that time and leaves the rest unsettled.
+    With `within_s` it stops at about that time and leaves the rest unsettled. Prompts whose answers are in an archive
+    that cannot be reached stay unsettled and hold up no other.
     """
     end = time.monotonic() + within_s
     await _heed_changed_rules(ledger)
@@ -176,7 +177,8 @@ class Recount:
 async def _settle(ledger: Ledger, prompt_hashes: Iterable[str]) -> int:
     prompts = await _read(ledger, list(prompt_hashes))
     derived = await _derive(ledger, {prompt.hash: prompt.opinions for prompt in prompts})
-    return sum(await asyncio.gather(*(_write(ledger, prompt, derived[prompt.hash]) for prompt in prompts)))
+    readable = [prompt for prompt in prompts if prompt.hash in derived]
+    return sum(await asyncio.gather(*(_write(ledger, prompt, derived[prompt.hash]) for prompt in readable)))
 
 
 async def _read(ledger: Ledger, prompt_hashes: list[str]) -> list[Prompt]:
@@ -200,16 +202,19 @@ async def _read(ledger: Ledger, prompt_hashes: list[str]) -> list[Prompt]:
 
 
 async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[str, Outcome]:
-    """For each prompt, what its opinions amount to."""
+    """For each prompt, what its opinions amount to; without those whose answers the archive does not tell now."""
     opinions = await _opinions(ledger, sorted({i for some in members.values() for i in some}))
-    asked = await _asked(ledger, opinions.values())
+    answers = await _answers(ledger, opinions.values())
+    asked = answers.completions
     shown = await _shown(ledger, opinions.values())
     # Last: the counts that `_write` compares were read before, and who is silenced from now on moves them.
     silenced = await voters.silenced(ledger, {opinion.voter for opinion in opinions.values()})
-    unheard = _unheard(opinions.values(), shown, silenced)
+    unheard = _unheard(opinions.values(), asked, shown, silenced)
     found: dict[str, Outcome] = {}
     for prompt_hash, some in members.items():
         given = [opinions[i] for i in some if i in opinions]
+        if any(ref.completion_id in answers.unreadable for opinion in given for ref in votes.refs(opinion)):
+            continue
         heard = derive([o for o in given if o.id not in unheard], asked, ledger.settings.held_out_share)
         left_out = heard.left_out | {o.id: unheard[o.id] for o in given if o.id in unheard}
         part = report.part(given, asked, heard.pairs, silenced, shown)
@@ -218,7 +223,7 @@ async def _derive(ledger: Ledger, members: Mapping[str, Iterable[str]]) -> dict[
 
 
 async def recount(ledger: Ledger) -> Recount:
-    """Every prompt derived again. Reads the whole ledger."""
+    """Every prompt derived again. Reads the whole ledger, and the archive. Raises ArchiveUnavailable."""
     members: dict[str, set[str]] = defaultdict(set)
     standing = await ledger.reply(ledger.redis.zrange(ledger.keys.votes, 0, -1))
     for start in range(0, len(standing), BATCH):
@@ -229,7 +234,10 @@ async def recount(ledger: Ledger) -> Recount:
     prompts = list(members)
     for start in range(0, len(prompts), PROMPTS):
         some = {prompt_hash: members[prompt_hash] for prompt_hash in prompts[start : start + PROMPTS]}
-        for outcome in (await _derive(ledger, some)).values():
+        derived = await _derive(ledger, some)
+        if len(derived) < len(some):
+            raise ArchiveUnavailable("answers in the archive cannot be read, so nothing can be counted; try again")
+        for outcome in derived.values():
             counts.update(tally.tally_of(outcome.derived))
             parts.append(outcome.part)
     return Recount(counts, report.total(parts))
@@ -285,11 +293,13 @@ async def _opinions(ledger: Ledger, ids: Sequence[str]) -> dict[str, votes.Opini
     return found
 
 
-async def _asked(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str, Completion]:
+async def _answers(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> completions.Found:
     ids = sorted({ref.completion_id for opinion in opinions for ref in votes.refs(opinion)})
-    found: dict[str, Completion] = {}
+    found = completions.Found()
     for start in range(0, len(ids), BATCH):
-        found |= await completions.get_many(ledger, ids[start : start + BATCH])
+        some = await completions.find(ledger, ids[start : start + BATCH])
+        found.completions |= some.completions
+        found.unreadable |= some.unreadable
     return found
 
 
@@ -303,15 +313,17 @@ async def _shown(ledger: Ledger, opinions: Iterable[votes.Opinion]) -> dict[str,
 
 
 def _unheard(
-    opinions: Iterable[votes.Opinion], shown: Mapping[str, Comparison], silenced: Collection[str]
+    opinions: Iterable[votes.Opinion],
+    asked: Mapping[str, Completion],
+    shown: Mapping[str, Comparison],
+    silenced: Collection[str],
 ) -> dict[str, Reason]:
     """Opinions that no dataset may rest on, whatever they say, and why."""
-    honeypots = {comparison.id for comparison in shown.values() if comparison.expected}
     found: dict[str, Reason] = {}
     for opinion in opinions:
         if opinion.voter in silenced:
             found[opinion.id] = "quarantined"
-        elif isinstance(opinion, ComparisonVote) and opinion.comparison_id in honeypots:
+        elif report.is_honeypot(opinion, asked, shown):
             found[opinion.id] = "honeypot"
     return found
 
@@ -349,21 +361,45 @@ async def waiting(ledger: Ledger) -> list[str]:
 async def unpaired(ledger: Ledger) -> AsyncIterator[UnpairedPreference]:
     """Every rated answer that is in no pair, oldest first; one that changes meanwhile may come twice, old and new."""
     async for some in completions.walk(ledger, ledger.keys.unpaired, BATCH):
-        texts = await ledger.reply(ledger.redis.mget([ledger.keys.unpaired_answer(i) for i in some]))
+        for one in await unpaired_of(ledger, some):
+            yield one
+
+
+async def unpaired_ids(ledger: Ledger) -> list[str]:
+    """Every rated answer that is in no pair, oldest first."""
+    return list(await ledger.reply(ledger.redis.zrange(ledger.keys.unpaired, 0, -1)))
+
+
+async def unpaired_of(ledger: Ledger, ids: Sequence[str]) -> list[UnpairedPreference]:
+    """Those of `ids` that still stand, in the order asked for."""
+    found: list[UnpairedPreference] = []
+    for start in range(0, len(ids), BATCH):
+        keys = [ledger.keys.unpaired_answer(i) for i in ids[start : start + BATCH]]
+        texts = await ledger.reply(ledger.redis.mget(keys))
         rated = [Unpaired.model_validate_json(text) for text in texts if text is not None]
         asked = await completions.get_many(ledger, sorted({one.answer.completion_id for one in rated}))
         for one in rated:
             completion = asked.get(one.answer.completion_id)
             answer = completion.answer(one.answer.choice) if completion else None
             if completion and answer:
-                yield UnpairedPreference(one, completion.messages, trainable(answer), completion.tools)
+                found.append(UnpairedPreference(one, completion.messages, trainable(answer), completion.tools))
+    return found
 
 
 async def waiting_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
     """How many pairs wait whose last opinion was given after `since`, and when that of the oldest was."""
+    return await _since(ledger, ledger.keys.pairs_waiting, since)
+
+
+async def rated_since(ledger: Ledger, since: float) -> tuple[int, float | None]:
+    """The same of rated answers that are in no pair."""
+    return await _since(ledger, ledger.keys.unpaired, since)
+
+
+async def _since(ledger: Ledger, key: str, since: float) -> tuple[int, float | None]:
     pipe = ledger.redis.pipeline(transaction=False)
-    pipe.zcount(ledger.keys.pairs_waiting, f"({since}", "+inf")
-    pipe.zrange(ledger.keys.pairs_waiting, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
+    pipe.zcount(key, f"({since}", "+inf")
+    pipe.zrange(key, f"({since}", "+inf", byscore=True, offset=0, num=1, withscores=True)
     count, oldest = await ledger.reply(pipe.execute())
     return int(count), oldest[0][1] if oldest else None
 
@@ -386,15 +422,3 @@ async def counts(ledger: Ledger) -> Counts:
     counted = await tally.read(ledger)
     train, held_out = (Counter(tally.under(counted, f"pairs:{split}")) for split in ("train", "held_out"))
     return Counts(train.total(), held_out.total(), dict(train + held_out))
-
-
-async def require_enough(ledger: Ledger) -> Counts:
-    """Raises TooFewPairs."""
-    found, settings = await counts(ledger), ledger.settings
-    if found.train < settings.min_pairs or found.held_out < settings.min_held_out_pairs:
-        raise TooFewPairs(
-            f"the votes amount to {found.train} pairs to train on and {found.held_out} held out; at least "
-            f"{settings.min_pairs} and {settings.min_held_out_pairs} are needed: vote up and down on answers to "
-            "the same prompt, prefer one answer to another, or correct some"
-        )
-    return found

@@ -6,8 +6,9 @@ learnt from yet: a job takes them all, and a share of the others again. Lengths 
 
 from pydantic import BaseModel, Field
 
-from feedback import pairs, tally
+from feedback import methods, pairs, tally
 from feedback.connection import Ledger
+from feedback.methods import Method
 
 SETTLE_WITHIN_S = 1.0
 """Somebody waits for a preview: prompts that are not settled by then are told as `unsettled` instead."""
@@ -36,7 +37,8 @@ class Lengths(BaseModel):
 class Preview(BaseModel):
     train: Half
     held_out: Half
-    is_enough: bool = Field(description="Whether a job would be taken.")
+    is_enough: bool = Field(description="Whether a job that names no method would be taken.")
+    method: Method | None = Field(description="What it would learn by: pairs (dpo), or thumbs where pairs are too few.")
     weights: Weights
     lengths: Lengths
     unpaired: dict[str, int] = Field(description="Rated answers in no pair, by what most thought of them: up, down.")
@@ -59,10 +61,12 @@ async def look(ledger: Ledger) -> Preview:
     train = _half(tally.under(counts, "pairs:train"), waiting - waiting_held_out, ledger.settings.min_pairs)
     held_out = _half(tally.under(counts, "pairs:held_out"), waiting_held_out, ledger.settings.min_held_out_pairs)
     total = train.total + held_out.total
+    method = methods.choice(counts, ledger.settings)
     return Preview(
         train=train,
         held_out=held_out,
-        is_enough=train.total >= train.needed and held_out.total >= held_out.needed,
+        is_enough=method is not None,
+        method=method,
         weights=Weights(
             mean=_mean(counts["weight:millionths"] / tally.MILLION, total), contested=counts["weight:contested"]
         ),

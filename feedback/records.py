@@ -63,12 +63,21 @@ class Choice(Record):
     token_ids: list[int] | None = Field(None, description="As the engine sampled them, with HEED_RECORD_TOKENS.")
 
 
-class Completion(Record):
-    """An answer as the client got it, with all that is needed to learn from it.
+class BestOf(Record):
+    """How an answer was chosen among samples of its adapter that nobody else saw."""
 
-    Fields are stored in this order. Those up to `indexes` are the record's head, which a vote reads without the rest
-    (completions.HEAD): new fields go behind them.
-    """
+    samples: int = Field(description="How many were taken; the completion's usage counts them all.")
+    chosen: int = Field(description="Which of them is the answer.")
+    rewards: list[float] = Field(description="Of each; none where the reward model did not tell: then it is the first.")
+    reward_model: str
+
+    @property
+    def compared(self) -> int:
+        return len(self.rewards) or 1
+
+
+class Completion(Record):
+    """An answer as the client got it, with all that is needed to learn from it."""
 
     id: str
     object: Literal["chat.completion", "text_completion"] = "chat.completion"
@@ -90,6 +99,11 @@ class Completion(Record):
     adapter_digest: str | None = Field(None, description="Of the adapter's files; none for the base.")
     template: str | None = Field(None, description="sha256 of the chat template; none where it is not known.")
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
+    is_honeypot: bool = Field(False, description="An operator's known answer; it teaches nothing, whatever is said.")
+    redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
+    best_of: BestOf | None = Field(
+        None, description="There where a reward model was to choose: the best of n is another policy than the adapter."
+    )
 
     @model_validator(mode="after")
     def _list_indexes(self) -> Self:
@@ -166,7 +180,25 @@ class Comparison(Record):
     adapter_a: str
     adapter_b: str
     user: str | None = None
+    is_queued: bool = Field(False, description="Its prompt came from the queue, so it may be a honeypot.")
     expected: Literal["a", "b"] | None = Field(None, description="The known answer of a honeypot.")
+
+
+class QueuedPrompt(Record):
+    """A prompt that voters are to judge two answers to; with a good and a bad one it is a honeypot."""
+
+    id: str = ""
+    prompt_hash: str = ""
+    messages: list[Message]
+    tools: list[Any] | None = None
+    good: Message | None = None
+    bad: Message | None = None
+    user: str | None = Field(None, description="Whose prompt it was, so that their erasure finds the answers to it.")
+    created: float
+
+    @property
+    def is_honeypot(self) -> bool:
+        return self.good is not None
 
 
 class ComparisonVote(Record):
@@ -244,7 +276,7 @@ class Job(Record):
     id: str
     served_model: str
     training_file: str = "ledger"
-    trigger: Literal["operator", "pairs", "schedule"] = "operator"
+    trigger: Literal["operator", "pairs", "schedule", "idle"] = "operator"
     method: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     suffix: str | None = None
@@ -258,9 +290,13 @@ class Job(Record):
     dataset_digest: str | None = None
     pairs: int = 0
     held_out: int = 0
+    rows: int = Field(0, description="Trained on in one pass; a lesson drawn twice counts twice.")
     trained_tokens: int | None = None
     adapter: str | None = None
     error: JobError | None = None
+    dry_run: bool = Field(False, description="It plans, and neither freezes nor trains.")
+    plan: dict[str, Any] | None = Field(None, description="What a dry run found: data, settings, cost, triggers.")
+    seconds: dict[str, float] = Field(default_factory=dict, description="What each finished stage took.")
 
     @property
     def is_open(self) -> bool:
@@ -295,6 +331,14 @@ class StateChange(Record):
     reason: str
 
 
+class Golden(Record):
+    """What an adapter says first to a prompt of ours at temperature 0, as the workshop computed it."""
+
+    prompt: str
+    tokens: list[int] = Field(description="Ids.")
+    logprobs: list[float]
+
+
 class Adapter(Record):
     """What an operator must know before letting an adapter speak."""
 
@@ -313,7 +357,11 @@ class Adapter(Record):
     voted: float | None = Field(None, description="When the median pair that was new to it was voted.")
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
-    gate: dict[str, Any] = Field(default_factory=dict, description="passed, and reasons in words.")
+    gate: dict[str, Any] = Field(
+        default_factory=dict,
+        description="decision (pass, canary-only, fail), passed, reasons in words, and criteria with their numbers.",
+    )
+    golden: list[Golden] = Field(default_factory=list, description="Whoever serves it compares its answers.")
     state: AdapterState
     history: list[StateChange] = Field(default_factory=list)
     created: float

@@ -67,9 +67,9 @@ local function replace(part, counters, voters, text)
       if redis.call('HINCRBY', counters, name, sign * by) == 0 then redis.call('HDEL', counters, name) end
     end
     for voter, by in pairs(one.scores) do
-      local sums, is_zero = cjson.decode(redis.call('HGET', voters, voter) or '[0,0,0,0,0]'), true
+      local sums, is_zero = cjson.decode(redis.call('HGET', voters, voter) or '[]'), true
       for i, n in ipairs(by) do
-        sums[i] = sums[i] + sign * n
+        sums[i] = (sums[i] or 0) + sign * n -- a score of before may count less
         is_zero = is_zero and sums[i] == 0
       end
       if is_zero then redis.call('HDEL', voters, voter) else redis.call('HSET', voters, voter, cjson.encode(sums)) end
@@ -97,7 +97,7 @@ def part(
     sides = ballots.cast(opinions, comparisons or {})
     counts = Counter[str](unheard=len(opinions) - len(heard))
     for opinion in heard:
-        if not _is_honeypot(opinion, comparisons or {}):
+        if not is_honeypot(opinion, asked, comparisons or {}):
             counts.update(_names(opinion, asked))
     counts.update(_questions([ballot for ballot in sides if ballot.voter not in unheard]))
     counts.update(_lengths(pairs))
@@ -150,10 +150,11 @@ def _names(opinion: Opinion, asked: Mapping[str, Completion]) -> list[str]:
     return [f"side {opinion.preferred}", _beat(winner_model, loser_model)]
 
 
-def _is_honeypot(opinion: Opinion, comparisons: Mapping[str, Comparison]) -> bool:
-    """Its answer was known before, so it says nothing of adapters."""
+def is_honeypot(opinion: Opinion, asked: Mapping[str, Completion], comparisons: Mapping[str, Comparison]) -> bool:
+    """Whether it is about answers that an operator wrote: then it says nothing of adapters, and teaches nothing."""
     shown = comparisons.get(opinion.comparison_id) if isinstance(opinion, ComparisonVote) else None
-    return shown is not None and shown.expected is not None
+    about = [asked[ref.completion_id] for ref in votes.refs(opinion) if ref.completion_id in asked]
+    return (shown is not None and shown.expected is not None) or any(one.is_honeypot for one in about)
 
 
 def _beat(winner: str, loser: str) -> str:

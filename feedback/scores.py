@@ -11,6 +11,10 @@ A voter is an outlier when it is surely below: by the exact binomial test (Clopp
 quarantined with a chance of `level` at most, however often one looks, and almost all are better than that (the test
 takes ballots for independent). Nobody is an outlier before three voters have ten measured ballots each.
 
+A choice in a honeypot (feedback/queue.py) is measured against its known answer and not against the others, and counts
+as any other ballot does: so a voter alone with its questions is measured too, and who errs in honeypots as a coin does
+falls as far below as one who is outvoted that often. A tie takes no side, is not measured, and trains nothing either.
+
 What it cannot tell: a majority that votes against the truth, and a taste that is rare but honest. An operator's release
 stands against the score.
 """
@@ -31,13 +35,17 @@ JUDGES = 3
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of one voter. `thumbs` and `choices` are ballots that could be measured, `ups` are among the thumbs."""
+    """Counts of one voter. `thumbs` and `choices` are ballots that could be measured, `ups` are among the thumbs,
+    `known` are the choices in honeypots, of which the voter `missed` some.
+    """
 
     votes: int = 0
     thumbs: int = 0
     ups: int = 0
     choices: int = 0
     agreed: int = 0
+    known: int = 0
+    missed: int = 0
 
     @property
     def measured(self) -> int:
@@ -46,7 +54,7 @@ class Score:
     @property
     def counts(self) -> list[int]:
         """As they are kept; `Score(*counts)` reads them."""
-        return [self.votes, self.thumbs, self.ups, self.choices, self.agreed]
+        return [self.votes, self.thumbs, self.ups, self.choices, self.agreed, self.known, self.missed]
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ def of(trials: Iterable[Trial], votes: Mapping[str, int]) -> dict[str, Score]:
         counts[2] += is_thumb and trial.ballot.side
         counts[3] += not is_thumb
         counts[4] += trial.agreed
+        counts[5] += trial.ballot.expected is not None
+        counts[6] += trial.ballot.expected is not None and not trial.agreed
     return {voter: Score(*counts) for voter, counts in sums.items()}
 
 

@@ -1,9 +1,12 @@
 """Where the ledger is and how patient its readers are."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PersonalKind = Literal["email", "phone", "card", "iban", "ip"]
 
 
 class LedgerSettings(BaseSettings):
@@ -22,6 +25,24 @@ class LedgerSettings(BaseSettings):
     completion_ttl_days: float = Field(
         30, gt=0, description="How long a completion without a vote is kept; bounds memory by retention."
     )
+    archive: str = Field(
+        "",
+        description="Where old completions with a vote go: a folder, or any fsspec address (s3://bucket/heed, with its "
+        "fsspec driver installed). Empty for HEED_VAR/archive, which needs nothing else.",
+    )
+    archive_after_days: float = Field(
+        30,
+        ge=0,
+        description="Age at which a completion with a vote moves to the archive; that of completion_ttl_days, so that "
+        "nothing older is in Redis.",
+    )
+    archive_batch: int = Field(
+        1000,
+        ge=1,
+        le=10_000,
+        description="Most completions in a partition; deleting one of them writes the others anew, so small ones are "
+        "cheap to delete from and large ones to read as a whole.",
+    )
     idempotency_hours: float = Field(
         24,
         gt=0,
@@ -35,6 +56,12 @@ class LedgerSettings(BaseSettings):
     )
     min_pairs: int = Field(
         20, ge=1, description="Fewer pairs to train on teach noise; a job asked for then is refused."
+    )
+    min_thumbs: int = Field(
+        50,
+        ge=1,
+        description="Liked answers, and as many disliked, with which a job can learn where pairs are too few; a thumb "
+        "says less than a pair, and fewer are less than a dozen steps of both kinds.",
     )
     min_held_out_pairs: int = Field(
         3, ge=1, description="Fewer held-out pairs cannot tell a better adapter from a worse one."
@@ -83,3 +110,44 @@ class LedgerSettings(BaseSettings):
         description="How often a voter as good as feedback/scores.py asks for is ever quarantined by chance, 0 to "
         "quarantine nobody; under the 1 % that honest voters should bear at most.",
     )
+    honeypot_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the prompts drawn from the queue that are honeypots. 0: somebody must write them, and "
+        "they take voters' time; at 0.05 who judges 200 comparisons has met ten, from which on a score counts.",
+    )
+    queue_traffic: bool = Field(
+        False,
+        description="Whether the newest prompts of users are drawn when the operator's are used up. Off: whoever asked "
+        "did not ask voters to read it.",
+    )
+
+    redact: Annotated[tuple[PersonalKind, ...], NoDecode] = Field(
+        (),
+        description="Personal data to take out before recording: any of email, phone, card, iban, ip, separated by "
+        "commas. Off: it needs the extra [redact] (300 MB), costs CPU time for each answer, and takes numbers out of "
+        "texts that may be needed to learn from them.",
+    )
+    redact_regions: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("US", "GB", "DE", "FR"),
+        description="Countries whose phone numbers are known as they are dialled there; with +49 and the like all are. "
+        "Each costs another look, so name those of your users.",
+    )
+    redact_characters: int = Field(
+        100_000,
+        gt=0,
+        description="Most characters of one record that are looked through for personal data, 25,000 tokens or so; "
+        "what is longer is not recorded. It is a quarter of a second of CPU time with a value in each sentence.",
+    )
+
+    @field_validator("redact", "redact_regions", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip() not in ("", "off"))
+        return value
+
+    @property
+    def archive_address(self) -> str:
+        return self.archive or str(self.var.absolute() / "archive")

@@ -62,11 +62,11 @@ return 1
 
 
 # What is known of a voter who is erased, unless a vote came in meanwhile. A ban stays: being erased is no way out of
-# it. The score went with the votes. KEYS: the voter's opinions, prompts, history, pace; states. ARGV: voter.
+# it. The score went with the votes. KEYS: the voter's opinions, prompts, history, pace, drawn; states. ARGV: voter.
 FORGET = """
 if redis.call('SCARD', KEYS[1]) > 0 then return 0 end
-redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
-if redis.call('HGET', KEYS[5], ARGV[1]) ~= 'banned' then redis.call('HDEL', KEYS[5], ARGV[1]) end
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+if redis.call('HGET', KEYS[6], ARGV[1]) ~= 'banned' then redis.call('HDEL', KEYS[6], ARGV[1]) end
 return 1
 """
 
@@ -172,7 +172,7 @@ async def forget(ledger: Ledger, voter: str) -> None:
     """For erasure, after the voter's opinions were withdrawn and their prompts settled."""
     keys = ledger.keys
     own = [keys.voter_opinions(voter), keys.voter_prompts(voter), keys.voter_history(voter), keys.voter_pace(voter)]
-    await ledger.run(FORGET, [*own, keys.voter_states], [voter])
+    await ledger.run(FORGET, [*own, keys.voter_drawn(voter), keys.voter_states], [voter])
 
 
 async def _everybody(ledger: Ledger) -> dict[str, Voter]:

@@ -12,6 +12,7 @@ import orjson
 from feedback import comparisons, completions, voters
 from feedback.connection import Ledger
 from feedback.errors import (
+    ArchiveUnavailable,
     ChoiceUnknown,
     CompletionNotChat,
     CompletionUnknown,
@@ -25,7 +26,6 @@ from feedback.records import (
     AnswerRef,
     ComparisonVote,
     Completion,
-    Message,
     Preference,
     Preferred,
     Rating,
@@ -50,19 +50,19 @@ local function same(a, b)
   return true
 end
 
-local answers = (#ARGV - 9) / 2
+local answers = #ARGV - 9
 local objects, indexes, adapter, prompt = {}, {}, nil, nil
 local differ = false
 for i = 1, answers do
   local missing, hash
-  missing, objects[i], adapter, hash, indexes[i] = head_of(KEYS[7 + 2 * i], ARGV[9 + 2 * i])
+  missing, objects[i], adapter, hash, indexes[i] = head_of(KEYS[7 + 2 * i])
   if missing then return missing .. ' ' .. i end
   differ = differ or (prompt and hash ~= prompt)
   prompt = hash
 end
 for i = 1, answers do
   if objects[i] ~= 'chat.completion' then return 'not_chat ' .. i end
-  if not string.find(indexes[i], ',' .. ARGV[8 + 2 * i] .. ',', 1, true) then return 'no_choice ' .. i end
+  if not string.find(indexes[i], ',' .. ARGV[9 + i] .. ',', 1, true) then return 'no_choice ' .. i end
 end
 if differ then return 'differ ' end
 for i = 9 + 2 * answers, #KEYS, 2 do
@@ -100,30 +100,27 @@ return 'changed ' .. record
 """
 )
 
-# Withdrawing undoes CAST; a completion left without votes gets its lifetime back. KEYS: opinion,
-# the prompt's opinions, unsettled, all votes, the voter's opinions, then for each completion its record and its votes,
-# and for the comparison if it is about one likewise. ARGV: id, prompt hash, lifetime in seconds.
+# Withdrawing undoes CAST; a completion left without votes gets its lifetime back. An archived one must not just expire,
+# as its row would stay: it is noted for the archive, which looks again when the lifetime is over.
+# KEYS: opinion, the prompt's opinions, unsettled, all votes, the voter's opinions, archive:unvoted, then for each
+# completion its record and its votes, and for the comparison if it is about one likewise.
+# ARGV: id, prompt hash, lifetime in seconds, when that is over, then the ids of the completions.
 WITHDRAW = """
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('SREM', KEYS[5], ARGV[1])
-for i = 6, #KEYS, 2 do
+for i = 7, #KEYS, 2 do
   redis.call('SREM', KEYS[i + 1], ARGV[1])
-  if redis.call('SCARD', KEYS[i + 1]) == 0 then redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+  if redis.call('SCARD', KEYS[i + 1]) == 0 then
+    if redis.pcall('HEXISTS', KEYS[i], 'archived') == 1 then
+      redis.call('ZADD', KEYS[6], ARGV[4], ARGV[1 + (i + 1) / 2])
+    else
+      redis.call('EXPIRE', KEYS[i], ARGV[3])
+    end
+  end
 end
-return 1
-"""
-
-# KEYS: completion, its votes, all completions, completions:users, its user's completions. ARGV: id.
-# A vote may come in while the others are withdrawn.
-FORGET = """
-if redis.call('SCARD', KEYS[2]) > 0 then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[4], ARGV[1])
-redis.call('SREM', KEYS[5], ARGV[1])
 return 1
 """
 
@@ -151,13 +148,16 @@ async def cast(
 ) -> tuple[Vote, bool]:
     """The vote as stored, and whether this call changed it; `is_paced` holds voter and key to their votes a minute.
 
-    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, VoterBanned, VotesTooFast.
+    Raises CompletionUnknown, CompletionNotChat, ChoiceUnknown, VoteEmpty, TextTooLong, VoterBanned, VotesTooFast.
     """
     answer = AnswerRef(completion_id=completion_id, choice=choice)
-    if correction is not None:
-        said = _answer(await completions.get(ledger, completion_id), choice)
-        if correction.strip() in ("", str(said.get("content") or "").strip()):
-            raise VoteEmpty("the correction is empty or repeats the answer; send the text that was wanted instead")
+    if correction is not None or (ledger.redaction.is_on and (comment or reasons)):
+        about = await _about(ledger, completion_id, choice)
+        correction, comment, reasons = await ledger.redaction.said(about, choice, correction, comment, reasons)
+        said = str(((about and about.answer(choice)) or {}).get("content") or "").strip()
+        if correction is not None and correction.strip() in ("", said):
+            but = " once personal data is taken out" if ledger.redaction.is_on else ""
+            raise VoteEmpty(f"the correction is empty or repeats the answer{but}; send the text that was wanted")
     opinion: Said = {
         "v": 1,
         "id": Vote.id_of(completion_id, choice, voter),
@@ -232,7 +232,7 @@ async def judge(
     }
     if key is not None:
         opinion["key"] = key
-    kept = _kept_with(ledger, comparison_id)
+    kept = kept_with(ledger, comparison_id)
     try:
         record, changed = await _cast(ledger, opinion, [shown.a, shown.b], kept, is_paced=is_paced)
     except CompletionUnknown:
@@ -277,20 +277,14 @@ async def withdraw(ledger: Ledger, opinion_id: str) -> None:
 
 async def forget_completion(ledger: Ledger, completion_id: str) -> None:
     """Delete a completion together with every opinion of it. Raises CompletionUnknown."""
-    completion = await completions.get(ledger, completion_id)
-    keys = [
-        ledger.keys.completion(completion_id),
-        ledger.keys.completion_votes(completion_id),
-        ledger.keys.completions,
-        ledger.keys.completion_users,
-        ledger.keys.user_completions(completion.user or ""),
-    ]
+    known = await completions.head(ledger, completion_id)
     for _ in range(RETRIES):
-        for opinion in await get_many(ledger, await ledger.reply(ledger.redis.smembers(keys[1]))):
+        of_it = await ledger.reply(ledger.redis.smembers(ledger.keys.completion_votes(completion_id)))
+        for opinion in await get_many(ledger, of_it):
             await _remove(ledger, opinion)
-        if completion.comparison:
-            await comparisons.forget(ledger, completion.comparison)
-        if await ledger.run(FORGET, keys, [completion_id]):
+        if known.comparison:
+            await comparisons.forget(ledger, known.comparison)
+        if await completions.forget(ledger, completion_id, known.user):
             return
     _give_up(completion_id)
 
@@ -304,13 +298,17 @@ def refs(opinion: Opinion) -> list[AnswerRef]:
     return [opinion.chosen, opinion.rejected]
 
 
-def _answer(completion: Completion, choice: int) -> Message:
-    if completion.object != "chat.completion":
-        raise _not_chat(completion)
-    answer = completion.answer(choice)
-    if answer is None:
-        raise _no_choice(completion, choice)
-    return answer
+async def _about(ledger: Ledger, completion_id: str, choice: int) -> Completion | None:
+    """None where the archive does not tell it now, which is no reason to refuse a vote."""
+    known = await completions.head(ledger, completion_id)
+    if known.object != "chat.completion":
+        raise _not_chat(completion_id)
+    if choice not in known.indexes:
+        raise _no_choice(known, choice)
+    try:
+        return await completions.get(ledger, completion_id)
+    except ArchiveUnavailable:
+        return None
 
 
 def _shape(opinion_id: str) -> type[Opinion]:
@@ -319,12 +317,12 @@ def _shape(opinion_id: str) -> type[Opinion]:
     return ComparisonVote if opinion_id.startswith("cvote-") else Preference
 
 
-def _not_chat(completion: Completion) -> CompletionNotChat:
-    return CompletionNotChat(f"{completion.id} is a text completion; only chat completions can be voted on")
+def _not_chat(completion_id: str) -> CompletionNotChat:
+    return CompletionNotChat(f"{completion_id} is a text completion; only chat completions can be voted on")
 
 
-def _no_choice(completion: Completion, choice: int) -> ChoiceUnknown:
-    return ChoiceUnknown(f"{completion.id} has {len(completion.choices)} choice(s), counted from 0; got {choice}")
+def _no_choice(known: completions.Head, choice: int) -> ChoiceUnknown:
+    return ChoiceUnknown(f"{known.id} has {len(known.indexes)} choice(s), counted from 0; got {choice}")
 
 
 def _key(ledger: Ledger, opinion_id: str) -> str:
@@ -341,13 +339,14 @@ def _keys(ledger: Ledger, opinion_key: str, opinion: Opinion, touched: Iterable[
         ledger.keys.unsettled,
         ledger.keys.votes,
         ledger.keys.voter_opinions(opinion.voter),
+        ledger.keys.archive_unvoted,
     ]
     for completion_id in touched:
         keys += [ledger.keys.completion(completion_id), ledger.keys.completion_votes(completion_id)]
     return keys
 
 
-def _kept_with(ledger: Ledger, comparison_id: str) -> list[str]:
+def kept_with(ledger: Ledger, comparison_id: str) -> list[str]:
     """A comparison is kept by its votes as a completion is."""
     return [ledger.keys.comparison(comparison_id), ledger.keys.comparison_votes(comparison_id)]
 
@@ -359,9 +358,8 @@ async def _cast(
 
     `kept` are keys of a record and its votes that the vote keeps beside its completions.
     """
-    heads = [""] * len(answers)
     while True:
-        keys, args = cast_call(ledger, opinion, answers, heads, kept, is_paced=is_paced)
+        keys, args = cast_call(ledger, opinion, answers, kept, is_paced=is_paced)
         told = str(await ledger.run(CAST, keys, args))
         outcome, _, found = told.partition(" ")
         if outcome in ("changed", "same"):
@@ -379,20 +377,18 @@ async def _cast(
         refused = answers[place]
         if outcome == "unknown":
             raise completions.unknown(ledger, refused.completion_id)
-        completion = await completions.get(ledger, refused.completion_id)
         if outcome == "not_chat":
-            raise _not_chat(completion)
+            raise _not_chat(refused.completion_id)
         if outcome == "no_choice":
-            raise _no_choice(completion, refused.choice)
-        assert outcome == "headless", outcome
-        heads[place] = completions.head(completion)
+            raise _no_choice(await completions.head(ledger, refused.completion_id), refused.choice)
+        assert outcome == "old", outcome
+        await completions.upgrade_one(ledger, refused.completion_id)
 
 
 def cast_call(
     ledger: Ledger,
     opinion: Said,
     answers: Sequence[AnswerRef],
-    heads: Sequence[str],
     kept: Sequence[str] = (),
     *,
     is_paced: bool,
@@ -406,8 +402,7 @@ def cast_call(
     keys += kept
     around = ledger.keys.prompt_opinions("\n").split("\n")
     args: list[str | bytes | float] = [opinion["id"], orjson.dumps(opinion), repr(ledger.clock()), *around, *admitted]
-    for answer, head in zip(answers, heads, strict=True):
-        args += [answer.choice, head]
+    args += [answer.choice for answer in answers]
     return keys, args
 
 
@@ -416,8 +411,9 @@ async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
     touched = dict.fromkeys(ref.completion_id for ref in refs(opinion))
     keys = _keys(ledger, _key(ledger, opinion.id), opinion, touched)
     if isinstance(opinion, ComparisonVote):
-        keys += _kept_with(ledger, opinion.comparison_id)
-    return bool(await ledger.run(WITHDRAW, keys, [opinion.id, opinion.prompt_hash, ttl_s]))
+        keys += kept_with(ledger, opinion.comparison_id)
+    args: list[str | int] = [opinion.id, opinion.prompt_hash, ttl_s, repr(ledger.clock() + ttl_s), *touched]
+    return bool(await ledger.run(WITHDRAW, keys, args))
 
 
 def _give_up(opinion_id: str) -> NoReturn:

@@ -6,6 +6,7 @@
 #   install.sh --uv-only  .venv with uv in it: enough to resolve the locks again
 #
 # Read from the environment: HEED_PYTHON (the Python to use), HEED_DEVICE (cpu or gpu: overrides what was found),
+# HEED_REDACT (not empty: redact.txt as well),
 # PIP_FIND_LINKS (folders of wheels), PIP_INDEX_URL and pip's own configuration (a mirror of PyPI).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -95,6 +96,7 @@ fi
 
 locks=(requirements/$device.txt)
 [ "${1:-}" != --dev ] || locks+=(requirements/dev.txt)
+[ "${HEED_REDACT:-off}" = off ] || locks+=(requirements/redact.txt)
 
 # Where Python is told to write no bytecode, every start of vLLM would compile 3,000 modules again (+20 s): compiled once, here.
 [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
@@ -136,7 +138,7 @@ install_locks() {
 }
 
 digest=$(cat "${locks[@]}" | sha256sum | cut -c1-16)
-stamp=$VENV/heed-$device${locks[1]:+-dev}-$digest
+stamp=$VENV/heed-$(basename -s .txt "${locks[@]}" | paste -sd-)-$digest
 if [ ! -e "$stamp" ]; then
     free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
     [ "$free_gb" -ge $disk_gb ] ||

@@ -7,6 +7,7 @@ import sys
 import uvicorn
 from pydantic import ValidationError
 
+from feedback.redaction import CannotRedact
 from feedback.settings import LedgerSettings
 from serve.app import create_app
 from serve.auth import CannotBind
@@ -26,8 +27,8 @@ def main() -> None:
         app = create_app(settings, LedgerSettings())
     except ValidationError as error:
         wrong = error.errors()[0]
-        sys.exit(f"HEED_{'_'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}; got {wrong['input']!r}")
-    except (CannotBind, OSError) as error:
+        sys.exit(f"HEED_{str(wrong['loc'][0]).upper()}: {wrong['msg']}; got {wrong['input']!r}")
+    except (CannotBind, CannotRedact, OSError) as error:
         sys.exit(str(error))
     gc.collect()
     gc.freeze()  # what the start has made stays until the end, and need not be searched

@@ -9,13 +9,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from feedback.records import BestOf, Completion
 from serve.attribution import withhold, withhold_events
+from serve.best_of import choose
 from serve.engine import EngineUnreachable, failure_of, next_bytes, read
 from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
@@ -45,6 +48,8 @@ class Answer(Response):
         self.background = None
         self._gateway = gateway
         self._asked = asked
+        self.recorded: Completion | None = None
+        """As the client got it, once the ledger has it."""
         self._started = False
         self._outcome = "left"
 
@@ -96,10 +101,16 @@ class Answer(Response):
         answer = orjson.loads(body)
         if any(choice.get("finish_reason") == "abort" for choice in answer["choices"]):
             raise unavailable("engine_aborted", "the engine stopped before the answer was whole; try again", 1)
-        is_recorded = await record(self._asked, answer, self._gateway)
+        best_of = None
+        if self._asked.samples:
+            answer, best_of = await choose(answer, self._asked, self._gateway)
+            body = orjson.dumps(answer)
+        is_recorded = await self._record(answer, best_of)
         if self._asked.records_tokens:
             body = orjson.dumps(withhold(answer, self._asked.sent))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if best_of:
+            headers.append((b"x-heed-best-of", b"%d" % best_of.compared))
         if not is_recorded:
             headers.append((b"x-heed-recorded", b"no"))
         self._saw_first_byte()
@@ -130,10 +141,16 @@ class Answer(Response):
             log.warning("req-%s failed after its first byte: %s", self._asked.number, transcript.failure)
             end = failure_event(500, "engine_failed", f"{transcript.failure[:MESSAGE_CHARACTERS]}; ask again")
         else:
-            recorded = await record(self._asked, transcript.answer(), self._gateway)
+            is_recorded = await self._record(transcript.answer())
             self._outcome = "answered"
-            end = DONE if recorded else UNRECORDED + DONE
+            end = DONE if is_recorded else UNRECORDED + DONE
         await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _record(self, answer: dict[str, Any], best_of: BestOf | None = None) -> bool:
+        completion = self._asked.completion(answer, self._gateway, best_of)
+        is_recorded = await record(self._asked, completion, self._gateway)
+        self.recorded = completion if is_recorded else None
+        return is_recorded
 
     async def _refuse(self, replica: Replica, upstream: aiohttp.ClientResponse) -> None:
         """Return if it is worth another try, which then waits for an engine that is well. Raises Refused."""

@@ -15,14 +15,24 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from feedback import imports
-from serve import exchange
+from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings
 from serve.console.cli import console as console_command
-from serve.tables import versions_table, voters_table, votes_table
+from serve.tables import (
+    gate_table,
+    plan_table,
+    prompts_table,
+    verdict_of,
+    versions_table,
+    voters_table,
+    votes_table,
+)
 from serve.terminal import TerminalChat
 from serve.up import up
 
 app = typer.Typer()
+versions = typer.Typer(invoke_without_command=True)
+app.add_typer(versions, name="adapters")
 app.command()(up)
 app.command()(console_command)
 console = Console(highlight=False)
@@ -53,8 +63,8 @@ VOTERS_SHOWN = 100
 OPEN = ("validating_files", "queued", "running")
 
 
-def command(act: Callable[P, None]) -> Callable[P, None]:
-    """Register it, and let failures be a sentence and exit code 1."""
+def spoken(act: Callable[P, None]) -> Callable[P, None]:
+    """Let failures be a sentence and exit code 1."""
 
     @wraps(act)
     def acting(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -64,6 +74,11 @@ def command(act: Callable[P, None]) -> Callable[P, None]:
             console.print(str(failed), style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
+    return acting
+
+
+def command(act: Callable[P, None]) -> Callable[P, None]:
+    acting = spoken(act)
     app.command(act.__name__.strip("_"))(acting)
     return acting
 
@@ -80,13 +95,24 @@ def train(
     beta: Annotated[float | None, typer.Option(help="Strength of the tie to the reference model.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
+    method: Annotated[
+        str, typer.Option(help="dpo, unpaired or supervised; default: dpo, or unpaired where pairs are too few.")
+    ] = "",
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; train nothing.")] = False,
 ) -> None:
     """Ask for a training job on the votes, and follow it. Ctrl-C stops following, not the job."""
     client = _client()
     wishes = {name: value for name, value in (("beta", beta), ("n_epochs", epochs)) if value is not None}
-    body: Json = {"model": model, "training_file": "ledger", "seed": seed}
-    job = client.post("/fine_tuning/jobs", body | {"method": {"type": "dpo", "dpo": {"hyperparameters": wishes}}})
+    body: Json = {"model": model, "training_file": "ledger", "seed": seed, "dry_run": dry_run}
+    if method:
+        body["method"] = {"type": method, method: {"hyperparameters": wishes}}
+    elif wishes:
+        body["hyperparameters"] = wishes
+    job = client.post("/fine_tuning/jobs", body)
+    if job["plan"]:
+        console.print(plan_table(job["plan"]))
+        return
     console.print(f"{job['id']} is queued.")
     if follow:
         try:
@@ -111,9 +137,12 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
     console.print(table)
 
 
-@command
-def adapters(model: Model = "heed") -> None:
+@versions.callback()
+@spoken
+def adapters(context: typer.Context, model: Model = "heed") -> None:
     """List adapters, newest first, and which one is live."""
+    if context.invoked_subcommand is not None:
+        return
     listed = _client().get("/adapters", model=model)
     table = Table(_whole("adapter"), "created", "state", _whole("parent"), "pairs", "why", box=None)
     for one in listed["data"]:
@@ -122,6 +151,30 @@ def adapters(model: Model = "heed") -> None:
     console.print(table)
     serving = listed["serving"]
     console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
+
+
+@versions.command()
+@spoken
+def show(adapter: Annotated[str, typer.Argument(help="Id of the adapter.")]) -> None:
+    """What the gate found of an adapter, criterion by criterion."""
+    one = _client().get(f"/adapters/{quote(adapter, safe='')}")
+    console.print(f"{one['id']}, {one['state']}, from {one['pairs']} pairs of {one['voters']} voters")
+    console.print(verdict_of(one["gate"]), markup=False)
+    console.print(gate_table(one["gate"]))
+
+
+@versions.command()
+@spoken
+def push(
+    adapter: Annotated[str, typer.Argument(help="Id of the adapter.")],
+    name: Annotated[str, typer.Argument(help="Repository on the Hub, as in ann/support-lora.")],
+    base: Annotated[str, typer.Option(help="What the Hub calls the base model; default: what it was served by.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; otherwise private.")] = False,
+) -> None:
+    """Put an adapter on the Hugging Face Hub, with a card that says how it was made."""
+    settings = ClientSettings()
+    where = hub.push(Client(settings), settings.var, adapter, name, base, is_public=public)
+    console.print(f"{adapter} is at {where}", markup=False, soft_wrap=True)
 
 
 @command
@@ -193,6 +246,33 @@ def voters(
 
 
 @command
+def prompts(
+    file: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="JSON Lines of prompts, or of preferences.")
+    ] = None,
+    model: Model = "heed",
+    honeypots: Annotated[bool, typer.Option(help="List these instead of the others.")] = False,
+    remove: Annotated[str, typer.Option(help="Id of a prompt that nobody should get any more.")] = "",
+) -> None:
+    """The queue of prompts that voters judge two answers to: list it, or add to it.
+
+    A line with `prompt` is a prompt; a line with `chosen` and `rejected` as well is a honeypot, which measures whether
+    voters look (HEED_HONEYPOT_SHARE).
+    """
+    client = _client()
+    if remove:
+        console.print(f"{client.delete(f'/prompts/{quote(remove)}')['id']} is removed.", markup=False)
+    elif file:
+        if exchange.enqueue(client, file, model, console):
+            raise typer.Exit(1)
+    else:
+        listed = client.get("/prompts", model=model, honeypots=honeypots, limit=VOTERS_SHOWN)
+        console.print(prompts_table(listed["data"]))
+        if listed["has_more"]:
+            console.print(f"These are the first {VOTERS_SHOWN}.")
+
+
+@command
 def stats(model: Model = "heed") -> None:
     """What the votes say of each adapter, and how far they can be trusted."""
     found = _client().get("/stats", model=model)
@@ -257,6 +337,9 @@ def _follow(client: Client, job_id: str) -> None:
             time.sleep(LOOK_EVERY_S)
     if job["status"] != "succeeded":
         raise CallFailed(f"{job_id} {job['status']}" + (f": {job['error']['message']}" if job["error"] else ""))
+    if job["plan"]:
+        console.print(plan_table(job["plan"]))
+        return
     console.print(f"{job['fine_tuned_model']} is trained; `heed adapters` tells whether it is live.")
 
 

@@ -19,6 +19,10 @@ class CallFailed(Exception):
     """The gateway said no, or nobody answered; the message says what would help."""
 
 
+class CallRefused(CallFailed):
+    """The gateway said that what was sent cannot be taken; something else may be."""
+
+
 class ClientSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
 
@@ -55,6 +59,9 @@ class Client:
 
     def get(self, path: str, **query: Any) -> Json:
         return self._call("GET", path, params=query)
+
+    def delete(self, path: str) -> Json:
+        return self._call("DELETE", path)
 
     def post(self, path: str, body: Json) -> Json:
         return self._call("POST", path, json=body)
@@ -112,7 +119,8 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def failure_of(reply: httpx.Response) -> CallFailed:
+    kind = CallRefused if reply.status_code in (400, 413) else CallFailed
     try:
-        return CallFailed(str(reply.json()["error"]["message"]))
+        return kind(str(reply.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):
         return CallFailed(f"the gateway answered with status {reply.status_code}; is it Heed that listens there?")

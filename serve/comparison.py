@@ -7,20 +7,21 @@ the other side is given up. A client that leaves ends the engine's work on both.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from feedback import comparisons, completions
+from feedback import comparisons
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import AnswerRef, Comparison, Completion, prompt_digest
 from serve.answer import STREAM_HEADERS, Answer, until_gone
 from serve.errors import REFUSALS, Refused
 from serve.gateway import Gateway
+from serve.known import KnownAnswer
 from serve.recorder import Asked
 from serve.sse import DONE, failure_event
 
@@ -39,6 +40,10 @@ class Comparing:
     id: str
     ledger: Ledger
     sides: Mapping[Side, Asked]
+    known: Mapping[Side, Json] = field(default_factory=dict)
+    """The answers of a honeypot, which no engine is asked for."""
+    expected: Side | None = None
+    is_queued: bool = False
 
     @property
     def is_stream(self) -> bool:
@@ -59,7 +64,16 @@ class Comparing:
             adapter_a=a.target.adapter,
             adapter_b=b.target.adapter,
             user=a.sent.get("user"),
+            is_queued=self.is_queued,
+            expected=self.expected,
         )
+
+    @property
+    def prompt(self) -> Json:
+        """Of the queue: the client did not send it, so it is shown."""
+        a = self.sides["a"]
+        tools = a.sent.get("tools")
+        return {"messages": a.messages} | ({"tools": tools} if tools else {})
 
 
 class TwoAnswers(Response):
@@ -71,6 +85,7 @@ class TwoAnswers(Response):
         self._comparing = comparing
         self._sending = asyncio.Lock()  # two sides, one stream
         self._started = False
+        self._answered: dict[str, Completion] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.ensure_future(self._answer(scope, send))
@@ -109,27 +124,41 @@ class TwoAnswers(Response):
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         record = self._comparing.record()
-        answered = await completions.get_many(self._comparing.ledger, [record.a.completion_id, record.b.completion_id])
-        if len(answered) < 2:
+        if len(self._answered) < 2:
             raise LedgerUnavailable("the ledger did not take both answers, so they cannot be compared; try again")
         await comparisons.record(self._comparing.ledger, record)
-        return hidden(record, answered)
+        return hidden(record, self._answered) | (self._comparing.prompt if self._comparing.is_queued else {})
 
     async def _ask(self, side: Side, asked: Asked, scope: Scope, send: Send) -> None:
+        began = asyncio.get_running_loop().time()
+        first: float | None = None
+
         async def pass_on(message: Message) -> None:
-            # A whole answer is read from its record, once both are there.
+            nonlocal first
+            # A whole answer is shown once both are recorded.
             if asked.is_stream and message["type"] == "http.response.body":
                 events = b"".join(self._without_name(side, event) for event in message["body"].split(b"\n\n"))
                 if events:
+                    first = first or asyncio.get_running_loop().time() - began
                     await self._stream(send, events)
 
-        await Answer(self._gateway, asked)(scope, _stay, pass_on)
+        known = self._comparing.known.get(side)
+        answer = KnownAnswer(self._gateway, asked, known) if known else Answer(self._gateway, asked)
+        await answer(scope, _stay, pass_on)
+        if answer.recorded:
+            self._answered[answer.recorded.id] = answer.recorded
+            if first is not None and not known:
+                whole = asyncio.get_running_loop().time() - began
+                self._gateway.pace.saw(first, whole, answer.recorded)
 
     async def _stream(self, send: Send, events: bytes, is_end: bool = False) -> None:
         async with self._sending:
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                if self._comparing.is_queued:
+                    about = {"id": self._comparing.id, "object": "comparison.prompt"}
+                    events = _event(about | self._comparing.prompt) + events
             await send({"type": "http.response.body", "body": events, "more_body": not is_end})
 
     def _without_name(self, side: Side, event: bytes) -> bytes:

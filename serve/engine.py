@@ -101,6 +101,10 @@ class Engine:
         answer: dict[str, Any] = orjson.loads(await self._call("POST", "/v1/chat/completions", body))
         return answer
 
+    async def classify(self, body: dict[str, Any]) -> bytes:
+        """What a pooling engine makes of a conversation (serve/scorer.py)."""
+        return await self._call("POST", "/classify", body)
+
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
         timeout = aiohttp.ClientTimeout(total=CONTROL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         data = orjson.dumps(body) if body is not None else None

@@ -36,6 +36,7 @@ class Meaning(NamedTuple):
 
 REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.LedgerUnavailable: Meaning(503, "ledger_unavailable"),
+    ledger.ArchiveUnavailable: Meaning(503, "archive_unavailable"),
     ledger.CompletionUnknown: Meaning(404, "completion_not_found", "completion_id"),
     ledger.CompletionNotChat: Meaning(400, "completion_not_chat", "completion_id"),
     ledger.ChoiceUnknown: Meaning(400, "choice_not_found", "choice"),
@@ -47,6 +48,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.VoterBanned: Meaning(403, "voter_banned", "voter"),
     ledger.VotesTooFast: Meaning(429, "vote_rate_limited"),
     ledger.ComparisonUnknown: Meaning(404, "comparison_not_found"),
+    ledger.PromptUnknown: Meaning(404, "prompt_not_found"),
     ledger.JobUnknown: Meaning(404, "job_not_found"),
     ledger.JobAlreadyClaimed: Meaning(409, "job_already_claimed"),
     ledger.JobLeaseLost: Meaning(409, "job_lease_lost"),
@@ -59,6 +61,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.UploadInvalid: Meaning(400, "invalid_file", "file"),
     ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
     ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
+    ledger.TextTooLong: Meaning(413, "text_too_long"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }
 

@@ -1,4 +1,4 @@
-"""What `heed export` and `heed import` do: long files in constant memory, through the gateway, with a bar to watch."""
+"""What `heed export`, `heed import` and `heed prompts` do: long files in constant memory, through the gateway."""
 
 import json
 import tempfile
@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from feedback.errors import UploadInvalid
+from feedback.formats import RowRefused, messages, parse, read_preference
 from feedback.imports import Report, Source, lines
-from serve.client import CallFailed, Client
+from feedback.texts import text_of
+from serve.client import CallFailed, CallRefused, Client
 
 ExportFormat = Literal["trl", "openai", "kto", "parquet"]
 Json = dict[str, Any]
@@ -73,6 +75,31 @@ def take_in(client: Client, file: Path, format: Source, model: str, score: str, 
         f"{total.lines} lines: {total.imported} imported, {total.duplicates} were there, {total.rejected} rejected."
     )
     return total
+
+
+def enqueue(client: Client, file: Path, model: str, console: Console) -> int:
+    """Put prompts of the file into the queue; returns how many lines were refused. Raises CallFailed."""
+    new = known = refused = 0
+    with file.open("rb") as content:
+        for number, line in _readable(lines(content, file.stat().st_size)):
+            try:
+                added = client.post("/prompts", _prompt(parse(line)) | {"model": model})
+            except (RowRefused, CallRefused) as reason:
+                refused += 1
+                console.print(f"line {number}: {reason}", markup=False, soft_wrap=True)
+            else:
+                new, known = new + added["changed"], known + (not added["changed"])
+    console.print(f"{new} prompts are new in the queue, {known} were there, {refused} lines were refused.")
+    return refused
+
+
+def _prompt(row: Json) -> Json:
+    """A row of preferences is a honeypot, any other a prompt. Raises RowRefused."""
+    if {"chosen", "preferred_output"} & row.keys():
+        given = read_preference(row)
+        texts = {"good": text_of(given.chosen), "bad": text_of(given.rejected)}
+        return {"messages": given.prompt, "tools": given.tools, **texts}
+    return {"messages": messages(row.get("prompt", row.get("messages")), "prompt"), "tools": row.get("tools")}
 
 
 def _fetch(client: Client, format: ExportFormat, out: Path, model: str, console: Console) -> int:

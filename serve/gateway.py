@@ -1,7 +1,7 @@
 """What the routes work with, made once by app.py."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -11,7 +11,9 @@ from feedback.errors import FeedbackError
 from serve.errors import model_not_found
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
+from serve.pace import Pace
 from serve.routing import Routing
+from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -25,6 +27,8 @@ class Gateway:
     hotswap: HotSwap
     metrics: Metrics
     template: str | None = None
+    scorer: Scorer | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def ledger(self, model: str | None = None) -> Ledger:
         """Of a served model; without a name, of the default one. Raises Refused (404)."""

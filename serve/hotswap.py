@@ -164,7 +164,8 @@ class HotSwap:
             if name == base:
                 self._bases[id(replica), base] = await probe.read(replica.engine, base)
             else:
-                await probe.compare(replica.engine, name, base, self._bases[id(replica), base])
+                golden, tolerance = self._known[name].golden, self._settings.probe_tolerance
+                await probe.compare(replica.engine, name, base, self._bases[id(replica), base], golden, tolerance)
         except AdapterUnfit:
             if path:
                 await self._unload(replica, name)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from feedback.settings import LedgerSettings
 from serve.stack import Stack, StackSettings, free_port, installed_device, is_free, ledger_server
 
 GB = 1024**3
@@ -32,7 +33,7 @@ class CannotStart(Exception):
 def decide(settings: StackSettings) -> Stack:
     """The stack that fits this machine. Raises CannotStart with every problem found, not only the first."""
     device = installed_device()
-    problems = [*_problems_of_installation(device), *_problems_of_console(settings)]
+    problems = [*_problems_of_installation(device), *_problems_of_console(settings), *_problems_of_redaction()]
     ledger_port = internal_port(settings, "ledger_port", problems)
     engine_port = internal_port(settings, "engine_port", problems)
     console_port = internal_port(settings, "console_port", problems) if settings.console else None
@@ -69,6 +70,15 @@ def _problems_of_console(settings: StackSettings) -> Iterator[str]:
     if settings.console and find_spec("gradio") is None:
         yield (
             "Gradio is not installed, and the console needs it. `make run` installs it; HEED_CONSOLE=off does without."
+        )
+
+
+def _problems_of_redaction() -> Iterator[str]:
+    redact = LedgerSettings().redact
+    if redact and find_spec("presidio_analyzer") is None:
+        yield (
+            f"HEED_REDACT is {','.join(redact)} and Presidio, which finds personal data, is not installed. `make run` "
+            "installs it where HEED_REDACT is set; by hand: uv pip install -r requirements/redact.txt."
         )
 
 

@@ -1,14 +1,18 @@
 """Is an adapter fit for traffic? Asked of the engine that shall serve it, before it does.
 
 vLLM loads adapters for another base, with NaN weights or with shapes it slices to fit, and says 200, so what it
-answers is looked at: finite, not the base's answer, and the base's own answer as it was before.
+answers is looked at: finite, not the base's answer, and the base's own answer as it was before. And what the workshop
+computed of the adapter, kept in its record, must be what the engine serves: an adapter that loads may still be at work
+with another effect, or none (vLLM #22884, #10798).
 """
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from feedback.records import Golden
 from serve.engine import Engine, EngineRefused, EngineUnreachable
 
 SHORT = "How do I make pasta?"
@@ -56,13 +60,14 @@ async def read(engine: Engine, name: str) -> Reading:
     return Reading(tokens, tuple(tuple(float(item["logprob"]) for item in content) for content in said))
 
 
-async def _said(engine: Engine, name: str, prompt: str) -> list[dict[str, Any]]:
+async def _said(engine: Engine, name: str, prompt: str, tokens: int = TOKENS) -> list[dict[str, Any]]:
     body = {
         "model": name,
         "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": TOKENS,
+        "max_tokens": tokens,
         "temperature": 0,
         "logprobs": True,
+        "return_tokens_as_token_ids": True,
     }
     try:
         answer = await engine.complete(body)
@@ -76,11 +81,36 @@ async def _said(engine: Engine, name: str, prompt: str) -> list[dict[str, Any]]:
     return content
 
 
-async def compare(engine: Engine, name: str, base: str, before: Reading) -> None:
-    """`before` is what the base said before `name` was loaded. Raises AdapterUnfit, EngineUnreachable."""
+async def compare(
+    engine: Engine, name: str, base: str, before: Reading, golden: Sequence[Golden], tolerance: float
+) -> None:
+    """`before` is what the base said before `name` was loaded; `golden` may be `tolerance` nats a token off.
+
+    Raises AdapterUnfit, EngineUnreachable.
+    """
     reading = await read(engine, name)
     after = await read(engine, base)
     if (moved := after.distance(before)) > DRIFT:
         raise AdapterUnfit(f"since {name} was loaded, {base} answers differently (by {moved:.3g} in log-probability)")
     if reading.tokens == after.tokens and reading.distance(after) < SAME:
         raise AdapterUnfit(f"{name} answers exactly as {base} does, so its weights are not at work")
+    if not golden:  # trained before this was kept, or imported
+        return
+    said = await asyncio.gather(*(_said(engine, name, one.prompt, len(one.tokens)) for one in golden))
+    if (off := distance(golden, said)) > tolerance:
+        raise AdapterUnfit(
+            f"what the engine serves as {name} is not what was trained: its log-probabilities are {off:.3g} nats a "
+            f"token from the workshop's, and at most {tolerance:g} can come from another machine's arithmetic"
+        )
+
+
+def distance(golden: Sequence[Golden], said: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """Mean difference in log-probability, up to and with the first token that differs: two near ties have near values,
+    and after them the texts are others."""
+    gaps: list[float] = []
+    for one, content in zip(golden, said, strict=True):
+        for token, there, item in zip(one.tokens, one.logprobs, content, strict=False):
+            gaps.append(abs(there - float(item["logprob"])))
+            if item["token"] != f"token_id:{token}":
+                break
+    return sum(gaps) / len(gaps) if gaps else math.inf

@@ -4,9 +4,9 @@ vLLM ignores fields it does not know, and obeys some that reach behind the gatew
 `priority`, `chat_template`, `kv_transfer_params`, `vllm_xargs`): so only listed ones pass, and HEED_EXTRA_PARAMETERS.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from feedback.records import IMPORTED, Preferred, Rating
 
@@ -144,6 +144,29 @@ class JudgementRequest(Body):
     voter: Voter | None = None
 
 
+class DrawRequest(Body):
+    """No sampling parameters: they would shape a model's answers and not a known one, and so tell them apart."""
+
+    model: str | None = Field(None, description="Answers twice; default: the first served model, by what is live.")
+    models: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    stream: bool = False
+    voter: Voter | None = Field(None, description="Who will judge; default: the key. Gets each prompt once.")
+
+
+class PromptRequest(Body):
+    messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    good: str | None = Field(None, min_length=1, max_length=20_000, description="With `bad`: a honeypot.")
+    bad: str | None = Field(None, min_length=1, max_length=20_000)
+    model: str | None = Field(None, description="Served model; default: the first one.")
+
+    @model_validator(mode="after")
+    def _has_both(self) -> Self:
+        if (self.good is None) != (self.bad is None) or (self.good is not None and self.good == self.bad):
+            raise ValueError("both good and bad, and not the same, or neither")
+        return self
+
+
 class MetadataRequest(Body):
     metadata: Metadata
 
@@ -151,36 +174,54 @@ class MetadataRequest(Body):
 Auto = Literal["auto"]
 
 
-class Hyperparameters(Body):
-    """OpenAI's four for DPO. What is left out, or "auto", is the recipe's to choose (trainer/hyperparameters.py)."""
+class SupervisedHyperparameters(Body):
+    """OpenAI's. What is left out, or "auto", is the recipe's to choose (trainer/hyperparameters.py)."""
 
-    beta: Annotated[float, Field(gt=0)] | Auto | None = None
     n_epochs: Annotated[int, Field(ge=1, le=100)] | Auto | None = None
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto | None = None
 
 
-class DpoMethod(Body):
+class Hyperparameters(SupervisedHyperparameters):
+    """OpenAI's four for DPO."""
+
+    beta: Annotated[float, Field(gt=0)] | Auto | None = None
+
+
+class Supervised(Body):
+    hyperparameters: SupervisedHyperparameters = Field(default_factory=SupervisedHyperparameters)
+
+
+class Preferential(Body):
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
 
 
 class Method(Body):
-    type: str = "dpo"
-    dpo: DpoMethod = Field(default_factory=DpoMethod)
-    supervised: dict[str, Any] | None = None
+    """OpenAI's `dpo` and `supervised`, and in their shape `unpaired`, which learns from lone thumbs."""
+
+    type: str
+    dpo: Preferential | None = None
+    supervised: Supervised | None = None
+    unpaired: Preferential | None = None
     reinforcement: dict[str, Any] | None = None
 
 
 class JobRequest(Body):
     model: str
     training_file: str
-    method: Method = Field(default_factory=Method)
+    method: Method | None = Field(
+        None, description="Without one, dpo where there are pairs enough, else unpaired where there are thumbs enough."
+    )
     suffix: Annotated[str, StringConstraints(max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     metadata: Metadata | None = None
     validation_file: str | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for them.")
     integrations: None = None
+    dry_run: bool = Field(
+        False,
+        description="Beyond OpenAI's: answer with such a job's `plan`, its data and its cost; train nothing.",
+    )
 
 
 class ReasonRequest(Body):

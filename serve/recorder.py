@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from feedback import completions
 from feedback.connection import Ledger
-from feedback.errors import LedgerUnavailable
-from feedback.records import Choice, Completion, Message, prompt_digest
+from feedback.errors import LedgerUnavailable, TextTooLong
+from feedback.records import BestOf, Choice, Completion, Message, prompt_digest
 from serve.gateway import Gateway
 from serve.routing import Target
 
@@ -44,6 +44,7 @@ class Asked:
     forwarded: dict[str, Any]
     comparison: str | None = None
     records_tokens: bool = False
+    samples: int | None = None
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -73,7 +74,7 @@ class Asked:
     def completion_id(self) -> str:
         return PREFIXES[self.kind] + self.number
 
-    def completion(self, answer: dict[str, Any], gateway: Gateway) -> Completion:
+    def completion(self, answer: dict[str, Any], gateway: Gateway, best_of: BestOf | None = None) -> Completion:
         messages, tools = self.messages, self.sent.get("tools") or None
         return Completion(
             id=self.completion_id,
@@ -96,6 +97,7 @@ class Asked:
             adapter_digest=gateway.routing.digests.get(self.target.adapter),
             template=gateway.template,
             prompt_token_ids=answer.get("prompt_token_ids") if self.records_tokens else None,
+            best_of=best_of,
         )
 
 
@@ -110,13 +112,13 @@ def _choice(choice: dict[str, Any], has_tokens: bool) -> Choice:
     )
 
 
-async def record(asked: Asked, answer: dict[str, Any], gateway: Gateway) -> bool:
+async def record(asked: Asked, completion: Completion, gateway: Gateway) -> bool:
     """Whether the ledger has what it should have; a ledger that is down does not take the answer from the client."""
     if not asked.is_recorded:
         return True
     try:
-        await completions.record(asked.ledger, asked.completion(answer, gateway))
-    except LedgerUnavailable as error:
+        await completions.record(asked.ledger, completion)
+    except (LedgerUnavailable, TextTooLong) as error:
         gateway.metrics.unrecorded.inc()
         log.warning("req-%s was answered and not recorded: %s", asked.number, error)
         return False

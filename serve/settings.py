@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serve.protocol import MAX_CHOICES
+
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -55,11 +57,44 @@ class GatewaySettings(BaseSettings):
     engine_silence_s: float = Field(
         600, gt=0, description="Longest silence of the engine within an answer; as long as OpenAI's client waits."
     )
+    reward_url: str = Field(
+        "",
+        description="Where a reward model answers (vLLM's pooling runner), for x-heed-best-of; never an address of "
+        "clients. Empty: there is none, and it is refused; it takes a process and memory of its own.",
+    )
+    reward_key: str = Field(
+        "", description="Key for a proxy before it; vLLM itself asks for none at /classify, whatever its --api-key."
+    )
+    reward_model: str = Field(
+        "reward", description="Its name there, as in --lora-modules reward=FOLDER or --served-model-name reward."
+    )
+    reward_timeout_s: float = Field(
+        10,
+        gt=0,
+        description="Longest wait for the rewards of one request, after which its first sample is given. A reward is "
+        "one forward pass, cheaper than the answer it is about; what takes longer is down or swamped.",
+    )
+    best_of_max: int = Field(
+        8,
+        ge=2,
+        le=MAX_CHOICES,
+        description="Most samples for one answer. Each costs a whole answer, and how far the best of n moves from the "
+        "adapter grows with log n only (ln n - (n-1)/n nats: 1.2 at 8).",
+    )
     reconcile_every_s: float = Field(
         0.3, gt=0, description="How often wanted and real adapters are compared; costs one small request each time."
     )
+    probe_tolerance: float = Field(
+        0.05,
+        gt=0,
+        description="Nats a token by which an adapter may be served otherwise than the workshop computed it. bf16 "
+        "differs from fp32 by 0.001 to 0.006 on pocket adapters, the base from them by 0.18 to 0.53.",
+    )
     promote_wait_s: float = Field(
         60, ge=0, description="How long a promotion waits to be live before it answers; a swap takes about a second."
+    )
+    dry_run_wait_s: float = Field(
+        30, ge=0, description="How long a dry run waits for its plan before it answers; a worker takes a second or two."
     )
     spare_adapters: int = Field(
         1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."

@@ -63,8 +63,15 @@ class Supervisor:
 
     _keeper: subprocess.Popen[bytes]
 
-    def __init__(self, services: Sequence[Service], logs: Path, say: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        logs: Path,
+        say: Callable[[str, str], None],
+        steady_s: float = STEADY_S,
+    ) -> None:
         self._services = services
+        self._steady_s = steady_s
         self._logs = logs
         self._say = say
         self._running: dict[str, Started] = {}
@@ -129,7 +136,7 @@ class Supervisor:
                 ready_at = time.monotonic()
                 code = await ended(started.process)
                 problem = f"ended with {meaning(code)}"
-                if time.monotonic() - ready_at > STEADY_S:
+                if time.monotonic() - ready_at > self._steady_s:
                     failures = 0
             self._ready[service.name].clear()
             await self._end(service)

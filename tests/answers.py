@@ -5,7 +5,7 @@ from feedback.connection import Ledger
 from feedback.records import Choice, Comparison, Completion, Message, new_id, prompt_digest
 
 
-async def answered(ledger: Ledger, prompt: str, said: str | Message) -> Completion:
+async def answered(ledger: Ledger, prompt: str, said: str | Message, user: str | None = None) -> Completion:
     """A recorded completion of the base model with this one answer."""
     messages = [{"role": "user", "content": prompt}]
     message = {"role": "assistant", "content": said} if isinstance(said, str) else said
@@ -17,6 +17,7 @@ async def answered(ledger: Ledger, prompt: str, said: str | Message) -> Completi
         messages=messages,
         prompt_hash=prompt_digest(messages),
         choices=[Choice(index=0, message=message)],
+        user=user,
     )
     await completions.record(ledger, completion)
     return completion

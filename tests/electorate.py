@@ -6,9 +6,10 @@ Votes go through the ledger's own script, many in one round trip, as clients' vo
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from feedback import votes
+from feedback import completions, votes
 from feedback.connection import Ledger
-from feedback.records import Choice, Completion, Rating, Vote, prompt_digest
+from feedback.records import Choice, ComparisonVote, Completion, Rating, Vote, prompt_digest
+from feedback.votes import Opinion, kept_with
 
 AT_ONCE = 500
 BORN = 1_000_000.0
@@ -54,8 +55,9 @@ def is_good(choice: int, answers: int) -> bool:
 async def ask(ledger: Ledger, asked: Iterable[Completion]) -> None:
     pipe = ledger.redis.pipeline(transaction=False)
     for completion in asked:
-        pipe.set(ledger.keys.completion(completion.id), completion.model_dump_json(exclude_none=True))
+        pipe.hset(ledger.keys.completion(completion.id), items=completions.flat(completion))
         pipe.zadd(ledger.keys.completions, {completion.id: completion.created})
+        pipe.zadd(ledger.keys.completions_live, {completion.id: completion.created})
     await ledger.reply(pipe.execute())
 
 
@@ -80,14 +82,15 @@ def thumbs(voter: str, rule: Rule, seen: Iterable[tuple[Completion, int]], chanc
     return found
 
 
-async def vote(ledger: Ledger, given: Sequence[Vote]) -> None:
+async def vote(ledger: Ledger, given: Sequence[Opinion]) -> None:
     """Each for the first time."""
     script = await ledger.reply(ledger.redis.script_load(votes.CAST))
     for start in range(0, len(given), AT_ONCE):
         pipe = ledger.redis.pipeline(transaction=False)
         for one in given[start : start + AT_ONCE]:
             said = one.model_dump(exclude_none=True, exclude=ADDED)
-            keys, args = votes.cast_call(ledger, said, [one.answer], [""], is_paced=False)
+            kept = kept_with(ledger, one.comparison_id) if isinstance(one, ComparisonVote) else []
+            keys, args = votes.cast_call(ledger, said, votes.refs(one), kept, is_paced=False)
             pipe.evalsha(script, len(keys), *keys, *args)
         outcomes = await ledger.reply(pipe.execute())
         assert {outcome.split(" ", 1)[0] for outcome in outcomes} == {"changed"}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import uvicorn
 from feedback import adapters
 from feedback.adapters import digest_of
 from feedback.connection import Ledger
-from feedback.records import Adapter, AdapterState
+from feedback.records import Adapter, AdapterState, Golden
 from feedback.settings import LedgerSettings
 from serve.app import create_app
 from serve.settings import GatewaySettings
@@ -50,7 +50,14 @@ class RunningGateway:
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample + " ")), 0.0)
 
     async def register(
-        self, version: int, weights: bytes, state: AdapterState = "candidate", rank: int = 8, job: str = "ftjob-1"
+        self,
+        version: int,
+        weights: bytes,
+        state: AdapterState = "candidate",
+        rank: int = 8,
+        job: str = "ftjob-1",
+        golden: Sequence[Golden] = (),
+        gate: dict[str, Any] | None = None,
     ) -> str:
         """An adapter on disk and in the ledger, as the trainer publishes it."""
         made = write_adapter(self.var / f"made-{version}", weights, rank)
@@ -66,6 +73,8 @@ class RunningGateway:
             dataset_digest="d",
             pairs=1,
             state=state,
+            golden=list(golden),
+            gate=gate or {},
             created=1000.0 + version,
         )
         (self.var / "adapters").mkdir(exist_ok=True)

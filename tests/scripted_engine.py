@@ -39,6 +39,8 @@ class Script:
     error_after: int | None = None
     gate: asyncio.Semaphore | None = None
     tool_calls: list[Json] | None = None
+    samples: Sequence[Sequence[str]] = ()
+    """The tokens of each choice of a whole answer, where they shall differ."""
 
 
 @dataclass
@@ -141,7 +143,7 @@ class ScriptedEngine:
         if refused := _too_long(body):
             return refused
         weights = self._weights(model)
-        is_probe = body.get("temperature") == 0 and body.get("logprobs") is True and body.get("max_tokens") == 4
+        is_probe = body.get("temperature") == 0 and body.get("return_tokens_as_token_ids") is True
         self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
         script = self.scripts.popleft() if self.scripts and not is_probe else Script()
         if script.status != 200:
@@ -223,12 +225,17 @@ class _Answer:
         self.n = body.get("n") or 1
         self.tells_ids = bool(body.get("return_token_ids")) and not self.is_text
         self.finish = "length" if body.get("max_tokens") == len(script.tokens) else script.finish
-        completion = len(script.tokens) * self.n
+        completion = sum(len(self.tokens(choice)) for choice in range(self.n))
         self.usage = {"prompt_tokens": 7, "total_tokens": 7 + completion, "completion_tokens": completion}
+
+    def tokens(self, choice: int) -> Sequence[str]:
+        return self.script.samples[choice] if self.script.samples else self.script.tokens
 
     def _logprobs(self, tokens: Sequence[str]) -> Json | None:
         if not self.body.get("logprobs"):
             return None
+        if self.body.get("return_tokens_as_token_ids"):
+            tokens = [f"token_id:{index}" for index in range(len(tokens))]
         return {
             "content": [{"token": t, "logprob": -0.5 - self.weights, "bytes": None, "top_logprobs": []} for t in tokens]
         }
@@ -247,16 +254,17 @@ class _Answer:
         return {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self.model, "choices": choices}
 
     def whole(self) -> Json:
-        text = "".join(self.script.tokens)
         choices: list[Json] = []
         for index in range(self.n):
+            tokens = self.tokens(index)
+            text = "".join(tokens)
             choice: Json = {
                 "index": index,
-                "logprobs": self._logprobs(self.script.tokens),
+                "logprobs": self._logprobs(tokens),
                 "finish_reason": self.finish,
             }
             if self.tells_ids:
-                choice["token_ids"] = list(range(len(self.script.tokens)))
+                choice["token_ids"] = list(range(len(tokens)))
             message = {"role": "assistant", "content": text, "tool_calls": self.script.tool_calls or []}
             choices.append(choice | ({"text": text} if self.is_text else {"message": message}))
         kind = "text_completion" if self.is_text else "chat.completion"

@@ -3,6 +3,7 @@
 Imports are inside the commands: torch reads the thread count when it is imported, and `--help` needs none of it.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,16 @@ Style = Annotated[
     typer.Option("--progress", help="jsonl for a program; a bar where there is a terminal"),
 ]
 Base = Annotated[str, typer.Option(help="Folder of the base model, or its Hub id")]
+Out = Annotated[Path, typer.Option(help="The adapter's folder; must not exist")]
+Work = Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it stops the run")]
+Init = Annotated[Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")]
+References = Annotated[Path | None, typer.Option(help="Folder where the base's log-probabilities are remembered")]
+
+PLACES = {"base", "train", "out", "work", "references", "references_most"}
+"""Options that say where; the others are the recipe's hyperparameters."""
+Qlora = Annotated[
+    bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
+]
 
 
 @app.command()
@@ -62,47 +73,90 @@ def zero(
 def dpo(
     base: Base,
     train: Annotated[Path, typer.Option(help="JSONL of pairs: prompt, chosen, rejected")],
-    out: Annotated[Path, typer.Option(help="The adapter's folder; must not exist")],
-    work: Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it stops the run")],
-    init: Annotated[
-        Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")
-    ] = None,
+    out: Out,
+    work: Work,
+    init: Init = None,
     beta: float | None = None,
+    sft_weight: float | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    sft_weight: float | None = None,
     lora_rank: int | None = None,
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
-    qlora: Annotated[
-        bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
-    ] = None,
+    qlora: Qlora = None,
+    references: References = None,
+    references_most: int | None = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
-    asked = {
-        "beta": beta,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "sft_weight": sft_weight,
-        "lora_rank": lora_rank,
-        "seed": seed,
-        "max_length": max_length,
-        "checkpoint_steps": checkpoint_steps,
-        "qlora": qlora,
-    }
+    _train("dpo", locals())
 
-    def recipe(reporter: Reporter) -> int:
-        from trainer import dpo as recipes
 
-        settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        run = recipes.Run(base, train, out, work, init, recipes.Hyperparameters(**settings))
-        return recipes.train(run, reporter)
+@app.command()
+def unpaired(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of rated answers: prompt, completion, label")],
+    out: Out,
+    work: Work,
+    init: Init = None,
+    beta: float | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    qlora: Qlora = None,
+    references: References = None,
+    references_most: int | None = None,
+    progress: Style = None,
+) -> None:
+    """Train an adapter on lone thumbs. Exit codes as of dpo."""
+    _train("unpaired", locals())
 
-    _run(recipe, "dpo", progress, base)
+
+@app.command()
+def supervised(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of answers to learn by heart: prompt, completion")],
+    out: Out,
+    work: Work,
+    init: Init = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    qlora: Qlora = None,
+    progress: Style = None,
+) -> None:
+    """Train an adapter on corrections. Exit codes as of dpo."""
+    _train("supervised", locals())
+
+
+@app.command()
+def reward(
+    base: Base,
+    train: Annotated[Path, typer.Option(help="JSONL of pairs: prompt, chosen, rejected")],
+    out: Annotated[Path, typer.Option(help="The reward model's folder; must not exist")],
+    work: Work,
+    centre: float | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    lora_rank: int | None = None,
+    seed: int | None = None,
+    max_length: int | None = None,
+    checkpoint_steps: int | None = None,
+    progress: Style = None,
+) -> None:
+    """Train a model that judges answers, on pairs. Exit codes as of dpo."""
+    _train("reward", locals())
 
 
 @app.command()
@@ -111,20 +165,71 @@ def evaluate(
     adapter: Annotated[Path, typer.Option()],
     heldout: Annotated[Path, typer.Option(help="JSONL of pairs that were not trained on")],
     out: Annotated[Path, typer.Option(help="Where eval.json goes")],
-    parent: Annotated[Path | None, typer.Option(help="The adapter before; without it, the base")] = None,
+    live: Annotated[Path | None, typer.Option(help="The adapter that is live; without it, the base")] = None,
+    earlier: Annotated[Path | None, typer.Option(help="JSONL of held-out pairs of jobs before")] = None,
+    train: Annotated[Path | None, typer.Option(help="JSONL of pairs that were trained on")] = None,
+    guards: Annotated[list[Path] | None, typer.Option(help="Folders of guards; default, the shipped ones")] = None,
+    limits: Annotated[str, typer.Option(help="JSON of trainer/limits.py; default, by the size of the base")] = "",
+    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible; its key is HEED_JUDGE_KEY")] = "",
+    judge_model: str = "",
     beta: Annotated[float, typer.Option(help="Scale of the margin, as in training")] = 0.1,
     progress: Style = None,
 ) -> None:
-    """Judge an adapter on held-out pairs, against its parent."""
+    """Measure an adapter for the gate: on held-out pairs, by what it says, by guards and by a judge."""
 
     def recipe(reporter: Reporter) -> int:
-        from trainer.evaluate import evaluate as judge
+        from trainer import evaluate as measuring
+        from trainer import guards as guarding
+        from trainer.judge import ModelJudge
+        from trainer.limits import Limits, by_width
+        from trainer.settings import SHIPPED_GUARDS
+        from trainer.weights import base_config
 
-        report = judge(base=base, adapter=adapter, parent=parent, heldout=heldout, out=out, beta=beta)
-        reporter.emit("done", **{key: report[key] for key in ("pairs", "before", "after", "weights")})
+        given = Limits.model_validate_json(limits) if limits else by_width(int(base_config(base)["hidden_size"]))
+        judge = ModelJudge(judge_url, judge_model, os.environ.get("HEED_JUDGE_KEY", "")) if judge_url else None
+        found = guarding.read(guards or [SHIPPED_GUARDS])
+        task = measuring.Task(base, adapter, live, heldout, earlier, train, beta, given, found, judge)
+        report = measuring.evaluate(task, out)
+        reporter.emit("done", weights=report.weights, eta=report.taken.eta if report.taken else None)
         return 0
 
     _run(recipe, "evaluate", progress, base)
+
+
+@app.command()
+def loadable(
+    adapter: Annotated[Path, typer.Option()],
+    max_lora_rank: Annotated[int, typer.Option(help="As vLLM is started with")] = 16,
+    progress: Style = None,
+) -> None:
+    """Ask vLLM's own loader whether it takes an adapter."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.loader import fault_of
+
+        try:
+            reporter.emit("done", is_checked=True, fault=fault_of(adapter, max_lora_rank))
+        except ImportError:
+            reporter.emit("done", is_checked=False, fault=None)
+        return 0
+
+    _run(recipe, "loader", progress, str(adapter))
+
+
+def _train(method: str, given: dict[str, Any]) -> None:
+    """`given` are a command's options; those left out are the recipe's to choose."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.training import Run
+
+        module = importlib.import_module(f"trainer.{method}")
+        given.pop("progress")
+        told = {name: value for name, value in given.items() if value is not None}
+        places = {name: told.pop(name) for name in PLACES & told.keys()}
+        run = Run(init=told.pop("init", None), settings=module.Hyperparameters(**told), **places)
+        return int(module.train(run, reporter))
+
+    _run(recipe, method, given["progress"], given["base"])
 
 
 def _run(

@@ -21,17 +21,22 @@ from feedback.errors import (
     LedgerUnavailable,
     TooFewPairs,
 )
-from trainer import stages
+from trainer import plan, stages
 from trainer.child import RecipeFailed
-from trainer.plan import TrainingFileUnknown
+from trainer.guards import GuardsInvalid
 from trainer.publish import PublishedOtherwise
 from trainer.settings import WorkshopSettings
+from trainer.sources import TrainingFileUnknown
 from trainer.work import Work
 
 log = logging.getLogger(__name__)
 Outcome = Literal["left alone", "succeeded", "failed", "to be tried again", "cancelled", "lost", "handed back"]
 
-HOPELESS = {TooFewPairs: "too_few_pairs", TrainingFileUnknown: "training_file_unknown"}
+HOPELESS = {
+    TooFewPairs: "too_few_pairs",
+    TrainingFileUnknown: "training_file_unknown",
+    GuardsInvalid: "guards_invalid",
+}
 """Refusals that another attempt would meet again."""
 
 
@@ -72,8 +77,13 @@ async def _work(work: Work) -> Outcome:
     else:
         await work.tell(f"A worker took the job up again, attempt {job.attempts} of {most}", level="warn")
     try:
+        if job.dry_run:
+            await plan.rehearse(work)
+            work.is_ending = True
+            await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
+            return "succeeded"
         adapter = await stages.run(work)
-    except (TooFewPairs, TrainingFileUnknown) as refusal:
+    except (TooFewPairs, TrainingFileUnknown, GuardsInvalid) as refusal:
         code, message = HOPELESS[type(refusal)], str(refusal)
     except (RecipeFailed, PublishedOtherwise, OSError) as failure:
         code, message = "training_failed", _public(work, failure)

@@ -1,4 +1,4 @@
-"""The workshop's part of the command `heed`: the demo. It loads no torch."""
+"""The workshop's part of the command `heed`: the demo and the gate's guards. It loads no torch."""
 
 import asyncio
 import json
@@ -29,7 +29,8 @@ def demo(
     """Prove the circle: a simulated crowd votes, a job trains, the adapter goes live, the same prompts are asked again.
 
     Every prompt that is voted on is answered by the live model and by the base, so that a taste which the live
-    adapter hardly shows any more can still be found; a second run starts from the adapter that is live.
+    adapter hardly shows any more can still be found. In a second run the votes of the first still stand, and new ones
+    count more.
     """
     if taste not in HABITS:
         raise typer.BadParameter(f"{taste!r} is no habit of the pocket model; one of {', '.join(HABITS)} is")
@@ -55,6 +56,21 @@ def demo(
     except KeyboardInterrupt:
         typer.echo("Stopped. What was voted stays, and a job that was asked for goes on.", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def guards() -> None:
+    """List the guards of the gate, and say what is wrong with one that cannot be used."""
+    from trainer.guards import GuardsInvalid, read
+    from trainer.settings import WorkshopSettings
+
+    try:
+        found = read(WorkshopSettings().guard_folders)
+    except GuardsInvalid as invalid:
+        typer.echo(str(invalid), err=True)
+        raise typer.Exit(1) from None
+    for guard in found:
+        typer.echo(f"{guard.name:24} {guard.kind:12} {'hard' if guard.is_hard else '':5} {guard.why}")
 
 
 def _running_gateway(var: Path) -> str:

@@ -1,62 +1,86 @@
-"""Datasets: which pairs a job learns from, and their bytes.
+"""Datasets: which lessons a job may learn from, and the bytes of its rows.
 
-A job takes every pair that no adapter has learnt yet and a few old ones, so that old lessons are kept; with nothing
-new it takes everything. Which half a pair is on was decided by its conversation (feedback.lessons.split_of), for ever.
-The same pairs give the same bytes: rows in order of id, one canonical JSON object a line.
+A lesson is a pair or a rated answer that is in none. Which of them a job takes, and how often, is sampling's
+(trainer/sampling.py). Which half one is on was decided by its conversation (feedback.lessons.split_of), for ever. The
+same ids, lessons and method give the same bytes: rows in order of id, one canonical JSON object a line.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from feedback import caps
-from feedback.caps import Caps
+from rapidfuzz.distance import Levenshtein
+
 from feedback.errors import TooFewPairs
-from feedback.records import Message, Pair, canonical, digest
+from feedback.methods import Method
+from feedback.records import Completion, Message, Pair, Source, Split, canonical, digest
 from feedback.texts import Fault, fault_of, text_of
 from trainer.files import write_whole
+from trainer.sampling import Least
 
-Drop = Fault | Literal["withdrawn", "capped"]
-
-UNCAPPED = Caps()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Ids of pairs, of both halves, new ones and replayed ones; `capped` would have been one or the other."""
-
-    new: list[str]
-    replayed: list[str]
-    capped: int = 0
-
-    @property
-    def ids(self) -> list[str]:
-        return sorted([*self.new, *self.replayed])
+Drop = Fault | Literal["near identical", "duplicate", "other template", "withdrawn", "capped"]
 
 
 @dataclass(frozen=True)
-class Least:
-    """How many pairs a dataset must have on each side."""
+class Thumb:
+    """A rated answer that is in no pair."""
 
-    train: int
-    held_out: int
+    id: str
+    prompt: list[Message]
+    completion: Message
+    tools: list[Any] | None
+    label: bool
+    split: Split
+    opinions: list[str]
+    completions: list[str]
+    voters: list[str]
+    needed: list[str]
+    keys: list[str]
+    weight: float
+    created: float
+    source: Source = "thumbs"
+
+
+Lesson = Pair | Thumb
+
+
+@dataclass(frozen=True)
+class Served:
+    """How the engine was asked: by which chat template, with what options, and, where recorded, with which tokens."""
+
+    template: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prompt_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    train: list[Pair]
-    held_out: list[Pair]
+    """A lesson drawn twice is there twice."""
+
+    train: Sequence[Lesson]
+    held_out: Sequence[Lesson]
     dropped: dict[Drop, int] = field(default_factory=dict)
+    method: Method = "dpo"
+    served: Mapping[str, Served] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many different lessons there are to train on, and rows to measure by."""
+        return len({one.id for one in self.train}), len(self.held_out_bytes.splitlines())
 
     @property
     def train_bytes(self) -> bytes:
-        return _lines(self.train)
+        return _lines(row for lesson in self.train for row in self._rows(lesson))
 
     @property
     def held_out_bytes(self) -> bytes:
-        return _lines(self.held_out)
+        """Pairs, whatever the method: rated answers are held against each other, liked and disliked in order of id."""
+        liked = [one for one in self.held_out if isinstance(one, Thumb) and one.label]
+        disliked = [one for one in self.held_out if isinstance(one, Thumb) and not one.label]
+        contrasts = (self._contrast(up, down) for up, down in zip(liked, disliked, strict=False))
+        return _lines([*(self._pair(one) for one in self.held_out if isinstance(one, Pair)), *contrasts])
 
     @property
     def digest(self) -> str:
@@ -66,85 +90,142 @@ class Dataset:
         write_whole(train, self.train_bytes)
         write_whole(held_out, self.held_out_bytes)
 
+    def _rows(self, lesson: Lesson) -> list[dict[str, Any]]:
+        if isinstance(lesson, Thumb):
+            return [self._rated(lesson, lesson.completion, lesson.label)]
+        match self.method:
+            case "dpo":
+                return [self._pair(lesson)]
+            case "supervised":
+                return [self._asked(lesson) | {"completion": [_plain(lesson.chosen)]}]
+            case "unpaired":
+                return [self._rated(lesson, lesson.chosen, True), self._rated(lesson, lesson.rejected, False)]
+
+    def _pair(self, pair: Pair) -> dict[str, Any]:
+        return self._asked(pair) | {"chosen": [_plain(pair.chosen)], "rejected": [_plain(pair.rejected)]}
+
+    def _rated(self, lesson: Lesson, completion: Message, label: bool) -> dict[str, Any]:
+        return self._asked(lesson) | {"completion": [_plain(completion)], "label": label}
+
+    def _contrast(self, liked: Thumb, disliked: Thumb) -> dict[str, Any]:
+        return {
+            **self._asked(liked),
+            "id": f"{liked.id} {disliked.id}",
+            "chosen": [_plain(liked.completion)],
+            "rejected": [_plain(disliked.completion)],
+            "rejected_prompt": [_plain(message) for message in disliked.prompt],
+        }
+
+    def _asked(self, lesson: Lesson) -> dict[str, Any]:
+        served = self.served.get(lesson.id, Served())
+        asked: dict[str, Any] = {"id": lesson.id, "prompt": [_plain(message) for message in lesson.prompt]}
+        more = {"tools": lesson.tools, "template_options": dict(served.options), "served_ids": served.prompt_ids}
+        return asked | {name: value for name, value in more.items() if value}
+
 
 def digest_of(train: bytes, held_out: bytes) -> str:
     """sha256 over both halves."""
     return digest(train.decode(), held_out.decode())
 
 
-def choose(
-    standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least, limits: Caps = UNCAPPED
-) -> Selection:
-    """New pairs, old ones by the replay share, and as many more old ones as it takes to have the least.
+def fit(standing: Iterable[Lesson], near_identical: float) -> tuple[list[Lesson], dict[Drop, int]]:
+    """The lessons that can teach, and how many cannot, by why.
 
-    Old pairs come in an order that the seed shuffles, so that one more vote changes one pair of the selection. What is
-    over a cap is left out last, on each side for itself: neither the lessons nor the gate may be one voter's.
+    Two answers of nearly the same letters push each other's likelihood down together (Razin 2410.08847). A correction
+    is exempt: that it changes little is its worth (Anchored Preference Optimization, 2408.06266). Of lessons about the
+    same texts, up to case and white space, the newest stays, whichever way round it is.
     """
-    chosen = _choose(standing, waiting, replay, seed, least)
-    taken = set(chosen.ids)
-    kept: set[str] = set()
-    for split in ("train", "held_out"):
-        kept |= caps.within([pair for pair in standing if pair.id in taken and pair.split == split], limits)
-    return Selection(
-        new=[i for i in chosen.new if i in kept],
-        replayed=[i for i in chosen.replayed if i in kept],
-        capped=len(taken - kept),
-    )
+    kept: dict[str, Lesson] = {}
+    dropped: Counter[Drop] = Counter()
+    for lesson in sorted(standing, key=lambda one: (one.created, one.id)):
+        if fault := _fault(lesson):
+            dropped[fault] += 1
+        elif isinstance(lesson, Pair) and lesson.source != "correction" and likeness(lesson) > near_identical:
+            dropped["near identical"] += 1
+        else:
+            said = canonical([lesson.tools, *map(_spelt, lesson.prompt), *sorted(map(_spelt, _answers(lesson)))])
+            dropped["duplicate"] += said in kept
+            kept[said] = lesson
+    return sorted(kept.values(), key=lambda one: one.id), dict(+dropped)
 
 
-def _choose(standing: Sequence[Pair], waiting: Sequence[str], replay: float, seed: int, least: Least) -> Selection:
-    unlearnt = set(waiting)
-    new = [pair for pair in standing if pair.id in unlearnt]
-    if not new:
-        return Selection(new=[], replayed=[pair.id for pair in standing])
-    taken = {pair.id for pair in new}
-    old = [pair for pair in standing if pair.id not in taken and fault_of(pair) is None]
-    old.sort(key=lambda pair: digest(str(seed), pair.id))
-    replayed: list[str] = []
-    for split, enough in (("train", least.train), ("held_out", least.held_out)):
-        fresh = sum(pair.split == split for pair in new)
-        count = max(math.ceil(replay * fresh), enough - fresh)
-        replayed += [pair.id for pair in old if pair.split == split][:count]
-    return Selection(new=[pair.id for pair in new], replayed=replayed)
+def likeness(pair: Pair) -> float:
+    """1 less the edits from one answer to the other, as a share of the longer one's letters."""
+    return Levenshtein.normalized_similarity(text_of(pair.chosen) or "", text_of(pair.rejected) or "")
 
 
-def build(ids: Sequence[str], standing: Iterable[Pair]) -> Dataset:
-    """The rows of a frozen selection. A pair that was withdrawn since it was frozen is left out, and counted."""
-    by_id = {pair.id: pair for pair in standing}
-    train: list[Pair] = []
-    held_out: list[Pair] = []
-    dropped: dict[Drop, int] = {}
-    for pair_id in sorted(ids):
-        pair = by_id.get(pair_id)
-        fault = "withdrawn" if pair is None else fault_of(pair)
-        if pair is None or fault is not None:
-            assert fault is not None
-            dropped[fault] = dropped.get(fault, 0) + 1
+def served(lesson: Lesson, asked: Mapping[str, Completion]) -> Served:
+    """As the first of its completions says; they are of one prompt."""
+    first = asked.get(lesson.completions[0]) if lesson.completions else None
+    if first is None:
+        return Served()
+    return Served(first.template, first.params.get("chat_template_kwargs") or {}, first.prompt_token_ids)
+
+
+def build(
+    ids: Sequence[str],
+    standing: Iterable[Lesson],
+    method: Method = "dpo",
+    asked: Mapping[str, Completion] | None = None,
+    template: str | None = None,
+) -> Dataset:
+    """The rows of a frozen selection. One that was withdrawn since it was frozen is left out, and counted once.
+
+    With a `template` (its sha256), so are answers that were given under another one: they would be trained on in words
+    that the model never sees.
+    """
+    by_id = {lesson.id: lesson for lesson in standing}
+    train: list[Lesson] = []
+    held_out: list[Lesson] = []
+    served_as: dict[str, Served] = {}
+    dropped: Counter[Drop] = Counter()
+    for lesson_id, times in sorted(Counter(ids).items()):
+        lesson = by_id.get(lesson_id)
+        if lesson is None:
+            dropped["withdrawn"] += 1
             continue
-        (held_out if pair.split == "held_out" else train).append(pair)
-    return Dataset(train, held_out, dropped)
+        how = served(lesson, asked or {})
+        if fault := _fault(lesson):
+            dropped[fault] += 1
+        elif template and how.template and how.template != template:
+            dropped["other template"] += 1
+        else:
+            served_as[lesson_id] = how
+            (held_out if lesson.split == "held_out" else train).extend([lesson] * times)
+    return Dataset(train, held_out, dict(dropped), method, served_as)
 
 
 def refuse_too_few(dataset: Dataset, least: Least) -> None:
     """Raises TooFewPairs."""
-    if len(dataset.train) < least.train or len(dataset.held_out) < least.held_out:
+    train, held_out = dataset.size
+    if train < least.train or held_out < least.held_out:
+        what = {"dpo": "pairs", "unpaired": "pairs and thumbs", "supervised": "corrections"}[dataset.method]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
         raise TooFewPairs(
-            f"{len(dataset.train)} pairs to train on and {len(dataset.held_out)} held out are left after dropping what "
-            f"cannot teach; at least {least.train} and {least.held_out} are needed, so vote on more prompts"
+            f"{train} {what} to train on and {held_out} held out are left after dropping what cannot teach "
+            f"({reasons or 'nothing'}); at least {least.train} and {least.held_out} are needed, so vote on more prompts"
         )
 
 
-def _lines(some: Iterable[Pair]) -> bytes:
-    return b"".join(canonical(_row(pair)).encode() + b"\n" for pair in some)
+def _fault(lesson: Lesson) -> Fault | None:
+    if isinstance(lesson, Pair):
+        return fault_of(lesson)
+    said = text_of(lesson.completion)
+    if said is None or any(text_of(message) is None for message in lesson.prompt):
+        return "not text"
+    return None if said.strip() else "empty"
 
 
-def _row(pair: Pair) -> dict[str, Any]:
-    return {
-        "id": pair.id,
-        "prompt": [_plain(message) for message in pair.prompt],
-        "chosen": [_plain(pair.chosen)],
-        "rejected": [_plain(pair.rejected)],
-    }
+def _answers(lesson: Lesson) -> list[Message]:
+    return [lesson.completion] if isinstance(lesson, Thumb) else [lesson.chosen, lesson.rejected]
+
+
+def _spelt(message: Message) -> str:
+    return f"{message.get('role')} {' '.join((text_of(message) or '').casefold().split())}"
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(canonical(row).encode() + b"\n" for row in rows)
 
 
 def _plain(message: Message) -> dict[str, str]:

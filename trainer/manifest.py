@@ -38,16 +38,23 @@ class Base(BaseModel):
 
 
 class Frozen(BaseModel):
-    """The dataset. `pairs` are as frozen in the ledger or read from the file; `train` and `held_out` became rows."""
+    """The dataset. `pairs` are as frozen in the ledger or read from the file; `train` and `held_out` became rows.
+
+    All three name a pair as often as it was drawn.
+    """
 
     digest: str
+    method: Literal["dpo", "unpaired", "supervised"] = "dpo"
     file: str | None = Field(None, description="The uploaded file that it was read from; none for the ledger.")
     file_sha256: str | None = None
     pairs: list[str]
     train: list[str]
     held_out: list[str]
     replayed: int = 0
-    dropped: dict[str, int]
+    dropped: dict[str, int] = Field(
+        description="Lessons that are no rows, by why; the recipe adds those that it cannot fit."
+    )
+    shortened: int = Field(0, description="Rows whose conversation lost its oldest turns.")
     votes: int = 0
     voters: int = 0
     voted: float | None = Field(None, description="When the median new pair was voted; none if all were replayed.")
@@ -67,6 +74,7 @@ class Manifest(BaseModel):
     base: Base
     parent: str | None = Field(description="Adapter that was live when the dataset was frozen; the gate's yardstick.")
     start: str | None = Field(description="Adapter whose weights training starts from; none for a fresh one.")
+    half_life_pairs: float | None = Field(None, description="By which its pairs were drawn; none for a warm start.")
     hyperparameters: dict[str, int | float]
     seed: int
     versions: dict[str, str]
@@ -76,6 +84,7 @@ class Manifest(BaseModel):
     trained: str | None = Field(None, description="Digest of the trained adapter's files.")
     evaluation: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
+    golden: list[dict[str, Any]] = Field(default_factory=list, description="For the probe of whoever serves it.")
     adapter: str | None = None
 
     def write(self, folder: Path) -> None:

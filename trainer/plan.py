@@ -2,20 +2,16 @@
 
 import asyncio
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from feedback import adapters, caps, files, jobs, pairs, votes
-from feedback.errors import AdapterUnknown, FileUnknown
-from trainer import dataset, hyperparameters, manifest
-from trainer.dataset import Dataset, Least
+from feedback import adapters
+from feedback.errors import AdapterUnknown
+from trainer import cost, dataset, hyperparameters, manifest, schedule, sources
+from trainer.dataset import Dataset
 from trainer.manifest import Base, Frozen, Manifest
 from trainer.work import Work
-
-
-class TrainingFileUnknown(Exception):
-    """The job names a training file that this workshop cannot read."""
 
 
 async def freeze(work: Work) -> Manifest:
@@ -28,105 +24,66 @@ async def freeze(work: Work) -> Manifest:
     known = manifest.read(work.folder)
     if known and _is_whole(known, train_file, held_out_file):
         return known
-    rows, frozen = await _from_ledger(work) if work.job.training_file == "ledger" else await _from_file(work)
+    base, width, rows, frozen = await _gather(work)
     rows.write(train_file, held_out_file)
 
-    base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
-    known = await _plan(work, base, frozen)
+    known = await _plan(work, base, width, frozen)
     known.seconds["freeze"] = round(time.monotonic() - began, 3)
     known.write(work.folder)
-    await work.save(dataset_digest=rows.digest, pairs=len(rows.train), held_out=len(rows.held_out))
+    train, held_out = rows.size
+    await work.save(dataset_digest=rows.digest, pairs=train, held_out=held_out, rows=len(rows.train))
     dropped = ", ".join(f"{count} {reason}" for reason, count in known.dataset.dropped.items())
     await work.tell(
-        f"Dataset frozen: {len(rows.train)} pairs to train on, {len(rows.held_out)} held out, "
+        f"Dataset frozen for {frozen.method}: {train} lessons to train on, {held_out} held out, "
         f"{frozen.replayed} of them old, {dropped or 'none'} dropped",
         data={"stage": "freeze", "seconds": known.seconds["freeze"], "dataset_digest": rows.digest},
     )
     return known
 
 
-async def _from_ledger(work: Work) -> tuple[Dataset, Frozen]:
-    """Raises TooFewPairs."""
-    least = _least(work)
-    ids, replayed, capped = await _select(work, least)
-    rows = dataset.build(ids, await work.patiently(lambda: pairs.get_many(work.ledger, ids)))
-    dataset.refuse_too_few(rows, least)
-    if capped:
-        rows.dropped["capped"] = capped
-    await work.patiently(lambda: jobs.freeze(work.ledger, work.job.id, work.token, ids))
-    taught = [*rows.train, *rows.held_out]
-    await work.patiently(lambda: jobs.note_opinions(work.ledger, work.job.id, work.token, taught))
-    opinions = sorted({opinion for pair in taught for opinion in pair.opinions})
-    cast = await work.patiently(lambda: votes.get_many(work.ledger, opinions))
-    waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
-    fresh = [pair.created for pair in taught if pair.id in waiting]
-    frozen = _frozen(
-        rows,
-        ids,
-        replayed=replayed,
-        votes=len(cast),
-        voters=len({opinion.voter for opinion in cast}),
-        voted=median(fresh) if fresh else None,
-    )
-    return rows, frozen
+async def rehearse(work: Work) -> None:
+    """Keep in the job's record what it would do now: data, start, settings, cost, and which triggers are due.
 
-
-async def _from_file(work: Work) -> tuple[Dataset, Frozen]:
-    """An uploaded file: the same bytes give the same dataset, and no vote has a part in it.
-
-    Raises TooFewPairs, TrainingFileUnknown.
+    Nothing is frozen and no file is written. Raises as `freeze` does.
     """
-    try:
-        file = await work.patiently(lambda: files.get(work.ledger, work.job.training_file))
-        found = await asyncio.to_thread(files.rows, work.ledger, file)
-    except FileUnknown as unknown:
-        raise TrainingFileUnknown(str(unknown)) from None
-    ids = sorted(pair.id for pair in found)
-    rows = dataset.build(ids, found)
-    dataset.refuse_too_few(rows, _least(work))
-    return rows, _frozen(rows, ids, file=file.id, file_sha256=file.sha256)
+    base, width, rows, frozen = await _gather(work)
+    known = await _plan(work, base, width, frozen)
+    triggers = await work.patiently(lambda: schedule.triggers(work.ledger, work.settings))
+    expected = await work.patiently(lambda: cost.estimate(work.ledger, known))
+    train, held_out = rows.size
+    told = {
+        "method": frozen.method,
+        "dataset": {
+            "digest": rows.digest,
+            "train": train,
+            "drawn": len(rows.train),
+            "held_out": held_out,
+            "by_source": dict(sorted(Counter(one.source for one in {o.id: o for o in rows.train}.values()).items())),
+            **frozen.model_dump(include={"replayed", "dropped", "votes", "voters", "file"}),
+        },
+        "base": known.base.model_dump(include={"revision", "tokenizer", "template"}),
+        "parent": known.parent,
+        "start": known.start,
+        "hyperparameters": known.hyperparameters,
+        "cost": expected.model_dump(),
+        "triggers": [asdict(each) for each in triggers],
+    }
+    await work.save(plan=told, dataset_digest=rows.digest, pairs=train, held_out=held_out)
+    await work.tell(f"Planned {train} lessons to train on, {held_out} held out; trained nothing")
 
 
-def _frozen(rows: Dataset, ids: list[str], **facts: Any) -> Frozen:
-    return Frozen(
-        digest=rows.digest,
-        pairs=ids,
-        train=[pair.id for pair in rows.train],
-        held_out=[pair.id for pair in rows.held_out],
-        dropped={str(reason): count for reason, count in sorted(rows.dropped.items())},
-        **facts,
-    )
-
-
-def _least(work: Work) -> Least:
-    return Least(work.ledger.settings.min_pairs, work.ledger.settings.min_held_out_pairs)
-
-
-async def _select(work: Work, least: Least) -> tuple[list[str], int, int]:
-    """Ids of the job's pairs, how many of them are replayed, and how many were over a cap.
-
-    A job has those that it froze first; what was capped then is no longer known.
-    """
-    frozen = await work.patiently(lambda: jobs.frozen(work.ledger, work.job.id))
-    if frozen:
-        waiting = set(await work.patiently(lambda: pairs.waiting(work.ledger)))
-        return frozen, sum(pair_id not in waiting for pair_id in frozen), 0
-    await work.patiently(lambda: pairs.settle_and_judge(work.ledger))
-    everything = await work.patiently(lambda: pairs.ids(work.ledger))
-    selection = dataset.choose(
-        await work.patiently(lambda: pairs.get_many(work.ledger, everything)),
-        await work.patiently(lambda: pairs.waiting(work.ledger)),
-        work.settings.replay,
-        work.job.seed,
-        least,
-        caps.of(work.ledger.settings),
-    )
-    return selection.ids, len(selection.replayed), selection.capped
-
-
-async def _plan(work: Work, base: Base, frozen: Frozen) -> Manifest:
-    parent = await _live(work, base.revision)
+async def _gather(work: Work) -> tuple[Base, int, Dataset, Frozen]:
+    base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
     width = await asyncio.to_thread(_width, base.name)
+    if work.job.training_file == "ledger":
+        rows, frozen = await sources.from_ledger(work, base, width)
+    else:
+        rows, frozen = await sources.from_file(work)
+    return base, width, rows, frozen
+
+
+async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
+    parent = await _live(work, base.revision)
     return Manifest(
         job=work.job.id,
         served_model=work.ledger.model,
@@ -134,8 +91,9 @@ async def _plan(work: Work, base: Base, frozen: Frozen) -> Manifest:
         dataset=frozen,
         base=base,
         parent=parent,
-        start=parent if work.settings.start == "live" else None,
-        hyperparameters=hyperparameters.choose(width, work.settings, work.job),
+        start=parent if work.settings.start == "warm" else None,
+        half_life_pairs=None if work.settings.start == "warm" else hyperparameters.half_life(width, work.settings),
+        hyperparameters=hyperparameters.choose(width, work.settings, work.job, frozen.method),
         seed=work.job.seed,
         versions=manifest.versions(),
     )

@@ -8,8 +8,8 @@ succeeds with an adapter nobody can promote, which an operator can look at, and 
 import asyncio
 
 from feedback import adapters, jobs
-from feedback.records import Adapter
-from trainer.gate import Verdict
+from feedback.records import Adapter, Golden
+from trainer.gate import Decision, Verdict
 from trainer.manifest import Manifest
 from trainer.publish import publish
 from trainer.work import Work
@@ -19,7 +19,7 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
     """Raises PublishedOtherwise, JobLeaseLost, JobFinished, OSError."""
     version = await work.patiently(lambda: jobs.number(work.ledger, work.job.id, work.token))
     async with work.stage(known, "publish"):
-        source, shelf = work.folder / "adapter", work.settings.adapters
+        source, shelf = work.folder / ("adapter" if verdict.eta == 1 else "scaled"), work.settings.adapters
         adapter_id, digest = await asyncio.to_thread(publish, source, shelf, work.ledger.model, version)
         known.adapter = adapter_id
     adapter = Adapter(
@@ -32,14 +32,15 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
         base_revision=known.base.revision,
         job=work.job.id,
         dataset_digest=known.dataset.digest,
-        pairs=len(known.dataset.train),
+        pairs=len(set(known.dataset.train)),
         votes=known.dataset.votes,
         voters=known.dataset.voters,
         voted=known.dataset.voted,
         hyperparameters={**known.hyperparameters, "seed": known.seed, "start": known.start},
         metrics=verdict.numbers,
-        gate={"passed": verdict.passed, "reasons": verdict.reasons},
-        state="candidate" if verdict.passed else "rejected",
+        gate=verdict.model_dump(exclude={"numbers"}),
+        golden=[Golden.model_validate(one) for one in known.golden],
+        state="rejected" if verdict.decision == "fail" else "candidate",
         created=work.ledger.clock(),
     )
     await work.save(adapter=adapter_id)
@@ -49,12 +50,12 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
     return adapter
 
 
-async def promote(work: Work, adapter: Adapter) -> None:
+async def promote(work: Work, adapter: Adapter, decision: Decision) -> None:
     """By policy. A job that was taken up again after its adapter was wanted does not want it a second time."""
     if adapter.state == "rejected":
         await work.tell(f"{adapter.id} will not be served: the gate said no", level="warn")
         return
-    if work.settings.promote == "manual":
+    if work.settings.promote == "manual" or (decision == "canary-only" and work.settings.promote != "eager"):
         await work.tell(f"{adapter.id} waits for an operator: heed promote {adapter.id}")
         return
     registered = await work.patiently(lambda: adapters.get(work.ledger, adapter.id))
@@ -62,5 +63,5 @@ async def promote(work: Work, adapter: Adapter) -> None:
         return
     # A job that was cancelled in the last moment must not change what is live.
     await work.patiently(lambda: jobs.heartbeat(work.ledger, work.job.id, work.token))
-    await work.patiently(lambda: adapters.want(work.ledger, adapter.id, f"{work.job.id} passed the gate"))
+    await work.patiently(lambda: adapters.want(work.ledger, adapter.id, f"{work.job.id}: the gate says {decision}"))
     await work.tell(f"{adapter.id} is asked to go live")

@@ -1,17 +1,19 @@
-"""Stages of a job: freeze, train, evaluate, release. Each can be repeated and gives the same.
+"""Stages of a job: freeze, train, examine, release. Each can be repeated and gives the same.
 
 What a stage made is noted in the job's manifest when it is finished, so a worker that takes the job up goes on with
 the next one; training itself goes on from its last whole checkpoint. One number is given to a job once, and its
 adapter's name follows from number and bytes: however often a job is taken up, one adapter comes out.
 """
 
+import asyncio
 import hashlib
 import time
 
 from feedback.adapters import digest_of
 from feedback.records import Adapter
-from trainer import gate, hyperparameters, manifest, plan
+from trainer import hyperparameters, manifest, plan
 from trainer.child import Event, run_recipe
+from trainer.examination import examine, expect_guards
 from trainer.manifest import Manifest
 from trainer.release import promote, release
 from trainer.work import Work
@@ -25,11 +27,13 @@ async def run(work: Work) -> Adapter:
 
     Raises TooFewPairs, TrainingFileUnknown, RecipeFailed, PublishedOtherwise, JobLeaseLost, JobFinished, OSError.
     """
+    await asyncio.to_thread(expect_guards, work)
     known = await plan.freeze(work)
     await train(work, known)
-    verdict = await evaluate(work, known)
+    verdict = await examine(work, known)
     adapter = await release(work, known, verdict)
-    await promote(work, adapter)
+    await work.save(seconds=known.seconds)
+    await promote(work, adapter, verdict.decision)
     return adapter
 
 
@@ -41,11 +45,15 @@ async def train(work: Work, known: Manifest) -> None:
     flags = ["--base", known.base.name, "--train", str(work.folder / "train.jsonl"), "--out", str(made)]
     flags += ["--work", str(work.folder / "work"), "--seed", str(known.seed)]
     flags += hyperparameters.as_flags(known.hyperparameters)
+    method = known.dataset.method
+    if method != "supervised" and work.settings.references_most:
+        most = str(work.settings.references_most)
+        flags += ["--references", str(work.settings.references), "--references-most", most]
     if known.start:
         flags += ["--init", str(work.settings.adapters / known.start)]
     async with work.stage(known, "train"):
         relay = Relay(work, known)
-        done = await run_recipe(["dpo", *flags], work.folder / "dpo.log", work.settings.nice, relay.take)
+        done = await run_recipe([method, *flags], work.folder / f"{method}.log", work.settings.nice, relay.take)
         known.trained = digest_of(made)
     if done.get("trained_tokens"):
         await work.save(trained_tokens=int(done["trained_tokens"]))
@@ -65,6 +73,8 @@ class Relay:
             await self._step(event)
         elif event["event"] == "checkpoint":
             await self._checkpoint(int(event["step"]))
+        elif event["event"] == "fitted":
+            await self._fitted(event)
         elif event["event"] == "resumed":
             data = {"stage": "train", "step": event["step"]}
             await self._work.tell(f"Training goes on from the checkpoint at step {event['step']}", data=data)
@@ -79,6 +89,20 @@ class Relay:
         data = {"step": step, "total_steps": steps, **speed, **metrics}
         await self._work.tell(f"Step {step}/{steps}: loss {metrics.get('loss', 0):.4f}", type="metrics", data=data)
 
+    async def _fitted(self, event: Event) -> None:
+        """What the recipe could not fit to the base joins what the dataset had dropped."""
+        dropped = {reason: int(count) for reason, count in event["dropped"].items()}
+        self._known.dataset.dropped |= dropped
+        self._known.dataset.shortened = int(event["shortened"])
+        self._known.write(self._work.folder)
+        if dropped or event["shortened"]:
+            lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+            words = (
+                f"{event['rows']} rows fit the base: {lost} dropped, {event['shortened']} without their oldest turns"
+            )
+            data = {"stage": "train", "dropped": dropped, "shortened": event["shortened"]}
+            await self._work.tell(words, level="warn" if dropped else "info", data=data)
+
     async def _checkpoint(self, step: int) -> None:
         seal = self._work.folder / "work" / f"checkpoint-{step}" / "seal.json"
         digest = hashlib.sha256(seal.read_bytes()).hexdigest() if seal.is_file() else None
@@ -87,29 +111,3 @@ class Relay:
         self._known.write(self._work.folder)
         data = {"step": step, "metrics": self._metrics}
         await self._work.tell(f"Checkpoint at step {step}", type="checkpoint", data=data)
-
-
-async def evaluate(work: Work, known: Manifest) -> gate.Verdict:
-    """Measured once; the verdict stands although the settings change before the job is taken up again."""
-    if known.gate is not None:
-        return gate.Verdict.model_validate(known.gate)
-    report_file = work.folder / "eval.json"
-    flags = ["--base", known.base.name, "--adapter", str(work.folder / "adapter"), "--out", str(report_file)]
-    flags += ["--heldout", str(work.folder / "heldout.jsonl"), "--beta", f"{known.hyperparameters['beta']:g}"]
-    if known.parent:
-        flags += ["--parent", str(work.settings.adapters / known.parent)]
-    async with work.stage(known, "evaluate"):
-        await run_recipe(["evaluate", *flags], work.folder / "evaluate.log", work.settings.nice, _ignore)
-        report = gate.Evaluation.model_validate_json(report_file.read_bytes())
-        verdict = gate.judge(report, work.settings.gate_tolerance, has_parent=known.parent is not None)
-        known.evaluation, known.gate = report.model_dump(exclude={"deltas"}), verdict.model_dump()
-    await work.tell(
-        f"The gate {'lets it pass' if verdict.passed else 'says no'}: {'; '.join(verdict.reasons)}",
-        level="info" if verdict.passed else "warn",
-        data={"stage": "evaluate", "seconds": known.seconds["evaluate"], **verdict.numbers},
-    )
-    return verdict
-
-
-async def _ignore(event: Event) -> None:
-    """An evaluation's last event repeats its report."""

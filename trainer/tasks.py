@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from feedback.connection import Ledger, open_ledger
-from feedback.errors import LedgerUnavailable
+from feedback.errors import ArchiveUnavailable, LedgerUnavailable
 from trainer import schedule
 from trainer.attempt import Outcome, attempt
 from trainer.worker import NUDGE_EXPIRES_S, app, ledger_settings, settings, shutdown
@@ -31,6 +31,15 @@ def sweep() -> None:
             log.info("%d expired completions left the index", swept)
     except LedgerUnavailable as error:
         log.warning("nothing swept: %s", error)
+
+
+@app.task(name="trainer.archive")
+def archive() -> None:
+    try:
+        if moved := asyncio.run(_archive()):
+            log.info("%d completions moved to the archive", moved)
+    except (LedgerUnavailable, ArchiveUnavailable) as error:
+        log.warning("not all is archived: %s", error)
 
 
 @app.task(name="trainer.run_job")
@@ -69,6 +78,14 @@ async def _sweep() -> int:
         async with _ledger(model) as ledger:
             swept += await schedule.sweep(ledger)
     return swept
+
+
+async def _archive() -> int:
+    moved = 0
+    for model in settings.names:
+        async with _ledger(model) as ledger:
+            moved += await schedule.archive(ledger)
+    return moved
 
 
 async def _attempt(model: str, job_id: str) -> Outcome:

@@ -86,6 +86,9 @@ class Visitor:
     async def adapter(self, adapter_id: str) -> Json:
         return await self._call("GET", f"/adapters/{adapter_id}")
 
+    async def promote(self, adapter_id: str, reason: str) -> Json:
+        return await self._call("POST", f"/adapters/{adapter_id}/promote", {"reason": reason})
+
     async def _call(self, method: str, path: str, body: Json | None = None) -> Json:
         try:
             response = await self._http.request(method, path, json=body)

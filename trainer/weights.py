@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,19 @@ def expected_shapes(config: dict[str, Any], rank: int) -> dict[str, tuple[int, i
     return shapes
 
 
-def write_adapter(folder: Path, tensors: Tensors, config: dict[str, Any]) -> None:
-    """Writes beside and renames into place: a reader sees a whole adapter or none."""
+def write_adapter(
+    folder: Path, tensors: Tensors, config: dict[str, Any], more: Mapping[str, bytes] | None = None
+) -> None:
+    """Writes beside and renames into place: a reader sees a whole adapter or none. `more` are further files by name."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         save_file(tensors, beside / WEIGHTS)
         (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for path in (beside / WEIGHTS, beside / CONFIG, beside):
+        for name, content in (more or {}).items():
+            (beside / name).write_bytes(content)
+        for path in (*beside.iterdir(), beside):
             # The rename may reach the disk before the bytes do, unless they are told to go first.
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
@@ -97,6 +102,24 @@ def write_adapter(folder: Path, tensors: Tensors, config: dict[str, Any]) -> Non
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def scale(folder: Path, eta: float, out: Path) -> None:
+    """The adapter with its change multiplied by eta: vLLM and PEFT multiply by lora_alpha / r (WARP 2406.16768)."""
+    config = json.loads((folder / CONFIG).read_text())
+    shutil.rmtree(out, ignore_errors=True)
+    write_adapter(out, _tensors(folder / WEIGHTS)[0], {**config, "lora_alpha": config["lora_alpha"] * eta})
+
+
+def to_start_from(folder: Path) -> Tensors:
+    """What a run that goes on from the adapter starts with: its tensors at the usual scaling.
+
+    One that is served scaled down would else be at its full strength again.
+    """
+    config = json.loads((folder / CONFIG).read_text())
+    factor = config["lora_alpha"] / adapter_config("", config["r"])["lora_alpha"]
+    tensors, _ = _tensors(folder / WEIGHTS)
+    return {name: tensor * np.float32(factor) if ".lora_B." in name else tensor for name, tensor in tensors.items()}
 
 
 def write_zero_adapter(base: str, folder: Path, rank: int) -> bool:

@@ -19,6 +19,7 @@ from trainer.settings import WorkshopSettings
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 LEDGER_PAUSE_S = 0.5
 """Between two tries at a ledger that is away: short beside any stage, long beside a refused connection."""
@@ -38,9 +39,9 @@ class Work:
 
     def tidy(self) -> None:
         """Of an ended job stay manifest, evaluation and logs: no texts of people, no checkpoints, no second copy."""
-        for name in ("work", "adapter"):
+        for name in ("work", "adapter", "scaled"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("train.jsonl", "heldout.jsonl"):
+        for name in ("train.jsonl", "heldout.jsonl", "earlier.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
 
     async def save(self, **learnt: Any) -> None:
@@ -64,7 +65,8 @@ class Work:
         type: Literal["message", "metrics", "checkpoint"] = "message",
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Add to the job's events. One that nobody gets to see is no reason to stop training."""
+        """Add to the job's events and to the worker's log. An event that nobody gets to see does not stop training."""
+        log.log(LEVELS[level], "%s: %s", self.job.id, message)
         try:
             await jobs.tell(self.ledger, self.job.id, message, level=level, type=type, data=data)
         except LedgerUnavailable as error:

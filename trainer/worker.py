@@ -43,6 +43,11 @@ app.conf.update(
             "schedule": settings.sweep_s,
             "options": {"queue": "schedule", "expires": settings.sweep_s},
         },
+        "archive": {
+            "task": "trainer.archive",
+            "schedule": settings.archive_every_s,
+            "options": {"queue": "schedule", "expires": settings.archive_every_s},
+        },
     },
     # In memory: intervals have nothing worth keeping, and a schedule file torn by a kill would keep beat from starting.
     beat_scheduler="celery.beat:Scheduler",

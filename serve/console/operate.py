@@ -134,8 +134,7 @@ class OperatePage:
     async def start(self, model: str, beta: float | None, epochs: float | None, key: str) -> str:
         wishes: Json = {"beta": beta} if beta else {}
         wishes |= {"n_epochs": int(epochs)} if epochs else {}
-        method = {"type": "dpo", "dpo": {"hyperparameters": wishes}}
-        body = {"model": model, "training_file": "ledger", "method": method}
+        body = {"model": model, "training_file": "ledger", "hyperparameters": wishes}
         try:
             return f"{(await self._calls.post(key, '/fine_tuning/jobs', body))['id']} is queued."
         except CallFailed as failed:
@@ -219,7 +218,8 @@ def _job_row(job: Json) -> list[Any]:
 def _adapter_row(one: Json) -> list[Any]:
     why = one["history"][-1]["reason"] if one["history"] else ""
     gate = one["gate"]
-    verdict = f"{'passed' if gate.get('passed') else 'refused'}: {'; '.join(gate.get('reasons') or [])}" if gate else ""
+    decision = gate.get("decision") or ("pass" if gate.get("passed") else "fail")
+    verdict = f"{decision}: {'; '.join(gate.get('reasons') or [])}" if gate else ""
     return [one["id"], _when(one["created"]), one["state"], one["pairs"], one["parent"] or "", verdict, why]
 
 

@@ -11,6 +11,7 @@ from feedback.errors import AdapterUnknown
 from serve.answer import Answer
 from serve.attribution import with_tokens
 from serve.auth import Client
+from serve.best_of import HEADER, sampled
 from serve.errors import Refused, explain, model_not_found
 from serve.gateway import Gateway, Here
 from serve.protocol import CHAT, OURS, TEXT, WITHOUT_EFFECT, ChatRequest, Sampling, TextRequest
@@ -25,7 +26,18 @@ def documented(shape: type[Sampling]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-@router.post("/chat/completions", openapi_extra=documented(ChatRequest), response_model=None)
+BEST_OF = {
+    "name": HEADER,
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 2},
+    "description": "Sample so many answers and give the one that the reward model scores highest (HEED_REWARD_URL). "
+    "The answer's header of this name says among how many was chosen: 1 where the reward model did not tell.",
+}
+
+
+@router.post(
+    "/chat/completions", openapi_extra=documented(ChatRequest) | {"parameters": [BEST_OF]}, response_model=None
+)
 async def chat(request: Request, here: Here, client: Client) -> Answer:
     return await _ask(request, here, client, "chat.completion", ChatRequest, CHAT)
 
@@ -42,7 +54,10 @@ async def _ask(
     sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
     target = here.routing.resolve(sent["model"])
     await expect_servable(here, target)
-    return Answer(here, asked_of(here, kind, target, request.state.number, client, sent))
+    asked = asked_of(here, kind, target, request.state.number, client, sent)
+    if (wanted := request.headers.get(HEADER)) is not None:
+        asked = sampled(asked, wanted, here)
+    return Answer(here, asked)
 
 
 def asked_of(

@@ -6,16 +6,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from feedback import comparisons, completions, votes
+from feedback import comparisons, completions, queue, votes
 from feedback.connection import Ledger
 from feedback.errors import ComparisonUnknown
 from feedback.records import Comparison, ComparisonVote, new_id
 from serve.auth import Client, Operator, SeesAll, key_of
+from serve.best_of import HEADER, unsupported
 from serve.comparison import Comparing, Side, TwoAnswers, hidden
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.idempotency import OnceOnly
-from serve.protocol import CHAT, ComparisonRequest, JudgementRequest
+from serve.protocol import CHAT, ComparisonRequest, DrawRequest, JudgementRequest
 from serve.recorder import Asked
 from serve.routes.chat import asked_of, documented, expect_servable, read
 from serve.routing import Target
@@ -28,28 +29,39 @@ Json = dict[str, Any]
 @router.post("", openapi_extra=documented(ComparisonRequest), response_model=None)
 async def ask(request: Request, here: Here, client: Client) -> TwoAnswers:
     """One prompt, two answers, sides shuffled. Both are recorded as chat completions are."""
+    if HEADER in request.headers:
+        raise unsupported("a comparison", "its sides are compared by people; leave it away")
     sent = read(await request.body(), ComparisonRequest, CHAT | {"models"} | set(here.settings.extra_parameters))
     if sent.get("store") is False:
         raise Refused(400, "invalid_value", "store is false; a comparison is voted on, so it is always stored", "store")
-    names = sent.pop("models", None) or [sent.get("model") or here.settings.models[0]] * 2
-    targets = [await _target(here, name) for name in names]
-    if targets[0].served_model != targets[1].served_model:
+    targets = await _targets(here, sent.get("model"), sent.pop("models", None))
+    comparison_id = new_id("cmp")
+    sides = _sides(here, targets, client, sent, comparison_id)
+    return TwoAnswers(here, Comparing(comparison_id, here.ledgers[targets[0].served_model], sides))
+
+
+@router.post("/next", response_model=None)
+async def ask_next(body: DrawRequest, here: Here, client: Client) -> TwoAnswers:
+    """The next prompt for this voter, with two answers. A stream begins with the prompt (`comparison.prompt`)."""
+    targets = await _targets(here, body.model, body.models)
+    ledger = here.ledgers[targets[0].served_model]
+    prompt = await queue.draw(ledger, body.voter or client)
+    if prompt is None:
         raise Refused(
-            400,
-            "models_differ",
-            f"models names two served models, {targets[0].served_model!r} and {targets[1].served_model!r}; a vote can "
-            "only teach one, so name two adapters of the same",
-            "models",
+            404,
+            "no_prompts",
+            "no prompt is left that this voter has not had; the operator adds some with `heed prompts FILE`, or sets "
+            "HEED_QUEUE_TRAFFIC",
         )
-    comparison_id, ledger = new_id("cmp"), here.ledgers[targets[0].served_model]
-    order: list[Side] = ["a", "b"] if secrets.randbits(1) else ["b", "a"]
-    sides: dict[Side, Asked] = {}
-    for nth, (side, target) in enumerate(zip(order, targets, strict=True)):
-        own = {**sent, "model": target.adapter}
-        if sent.get("seed") is not None and targets[0] == targets[1]:
-            own["seed"] = sent["seed"] + nth  # the same seed would give the same answer twice
-        sides[side] = asked_of(here, "chat.completion", target, secrets.token_hex(12), client, own, comparison_id)
-    return TwoAnswers(here, Comparing(comparison_id, ledger, sides))
+    given = {"messages": prompt.messages, "tools": prompt.tools, "user": prompt.user, "stream": body.stream}
+    sent = {name: value for name, value in given.items() if value is not None}
+    comparison_id = new_id("cmp")
+    sides = _sides(here, targets, client, sent, comparison_id)
+    if prompt.good is None or prompt.bad is None:
+        return TwoAnswers(here, Comparing(comparison_id, ledger, sides, is_queued=True))
+    best, worst = _shuffled()
+    known = {best: prompt.good, worst: prompt.bad}
+    return TwoAnswers(here, Comparing(comparison_id, ledger, sides, known, best, is_queued=True))
 
 
 @router.post("/{comparison_id}/vote", response_model=None)
@@ -105,10 +117,38 @@ async def retrieve(comparison_id: str, here: Here, client: Client, sees_all: See
     return await here.where_known(find, ComparisonUnknown)
 
 
+async def _targets(here: Gateway, model: str | None, models: list[str] | None) -> list[Target]:
+    """Two of one served model. Raises Refused (400, 404)."""
+    targets = [await _target(here, name) for name in models or [model or here.settings.models[0]] * 2]
+    if targets[0].served_model != targets[1].served_model:
+        raise Refused(
+            400,
+            "models_differ",
+            f"models names two served models, {targets[0].served_model!r} and {targets[1].served_model!r}; a vote can "
+            "only teach one, so name two adapters of the same",
+            "models",
+        )
+    return targets
+
+
 async def _target(here: Gateway, name: str) -> Target:
     target = here.routing.resolve(name)
     await expect_servable(here, target)
     return target
+
+
+def _sides(here: Gateway, targets: list[Target], client: str, sent: Json, comparison_id: str) -> dict[Side, Asked]:
+    sides: dict[Side, Asked] = {}
+    for nth, (side, target) in enumerate(zip(_shuffled(), targets, strict=True)):
+        own = {**sent, "model": target.adapter}
+        if sent.get("seed") is not None and targets[0] == targets[1]:
+            own["seed"] = sent["seed"] + nth  # the same seed would give the same answer twice
+        sides[side] = asked_of(here, "chat.completion", target, secrets.token_hex(12), client, own, comparison_id)
+    return sides
+
+
+def _shuffled() -> tuple[Side, Side]:
+    return ("a", "b") if secrets.randbits(1) else ("b", "a")
 
 
 def _reveal(about: Comparison | ComparisonVote) -> Json:

@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import completions, votes
+from feedback import completions, erasure
+from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
 from feedback.records import Completion
 from serve.attribution import withhold
@@ -55,14 +56,20 @@ async def update(completion_id: str, body: MetadataRequest, here: Here, reader: 
 
 @router.delete("/{completion_id}")
 async def delete(completion_id: str, here: Here, reader: Reader) -> Json:
-    """With every vote on it."""
-    found = await _found(here, completion_id, reader)
-    await votes.forget_completion(here.ledger(found.served_model), completion_id)
+    """With every vote on it, and out of the archive."""
+    ledger = await here.where_known(lambda ledger: _with_readable(ledger, completion_id, reader), CompletionUnknown)
+    await erasure.of_completion(ledger, completion_id)
     return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
 
 async def _found(here: Gateway, completion_id: str, reader: str | None) -> Completion:
     return await here.where_known(lambda ledger: completions.get(ledger, completion_id, reader), CompletionUnknown)
+
+
+async def _with_readable(ledger: Ledger, completion_id: str, reader: str | None) -> Ledger:
+    """The ledger, if it has it for this reader; needs no archive."""
+    await completions.expect(ledger, completion_id, reader)
+    return ledger
 
 
 def _stored(completion: Completion) -> Json:
@@ -81,5 +88,6 @@ def _stored(completion: Completion) -> Json:
         "user": completion.user,
         "adapter_digest": completion.adapter_digest,
         "template": completion.template,
+        "best_of": completion.best_of.model_dump(exclude={"v"}) if completion.best_of else None,
         **completion.params,
     }

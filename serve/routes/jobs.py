@@ -1,20 +1,24 @@
 """Training runs in the shapes of OpenAI's fine-tuning API, so that its official client can ask for one."""
 
+import asyncio
 import time
 from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import files, jobs, pairs
+from feedback import files, jobs, methods, pairs
 from feedback.connection import Ledger
 from feedback.errors import FileUnknown, JobUnknown
+from feedback.methods import METHODS, Method
 from feedback.records import Job, JobEvent, new_id
 from serve.auth import Operator
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
-from serve.protocol import JobRequest
+from serve.protocol import JobRequest, Preferential
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"])
+
+LOOK_EVERY_S = 0.1
 
 EVENTS_READ = 10_000
 """As many as a job keeps."""
@@ -25,21 +29,22 @@ Json = dict[str, Any]
 @router.post("")
 async def create(body: JobRequest, here: Here, _: Operator) -> Json:
     ledger = here.ledger(body.model)
-    _expect_known(body)
-    await _expect_enough(ledger, body.training_file)
-    wishes = (body.hyperparameters or body.method.dpo.hyperparameters).model_dump(exclude_none=True)
+    method = _expect_known(body)
+    await _expect_enough(ledger, body.training_file, method)
     job = Job(
         id=new_id("ftjob"),
         served_model=body.model,
         training_file=body.training_file,
-        method={"type": "dpo", "dpo": {"hyperparameters": wishes}},
+        method=_asked(body, method),
         suffix=body.suffix,
         # A seed of its own unless one is asked for, so that two jobs in a row do not replay the same old pairs.
         seed=int(time.time()) if body.seed is None else body.seed,
         metadata=body.metadata,
         created=ledger.clock(),
+        dry_run=body.dry_run,
     )
-    return _shown(await jobs.create(ledger, job))
+    await jobs.create(ledger, job)
+    return _shown(await _planned(here, ledger, job.id) if body.dry_run else await jobs.get(ledger, job.id))
 
 
 @router.get("")
@@ -74,26 +79,53 @@ async def checkpoints(job_id: str, here: Here, _: Operator, after: After = None,
     return page([_shown_checkpoint(event, job_id) for event in shown], len(saved) > start + limit)
 
 
+async def _planned(here: Gateway, ledger: Ledger, job_id: str) -> Job:
+    """As it is when it has its plan, or when that takes longer than somebody should wait: a worker may be training."""
+    end = time.monotonic() + here.settings.dry_run_wait_s
+    while True:
+        job = await jobs.get(ledger, job_id)
+        if not job.is_open or time.monotonic() >= end:
+            return job
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
 async def _told(here: Gateway, job_id: str) -> list[JobEvent]:
     told, _ = await here.where_known(lambda ledger: jobs.events(ledger, job_id, limit=EVENTS_READ), JobUnknown)
     return told
 
 
-def _expect_known(body: JobRequest) -> None:
-    """Raises Refused (400)."""
-    if body.method.type != "dpo":
-        shown = body.method.type[:40]
-        raise Refused(400, "method_not_supported", f"the method is {shown!r}; votes train by 'dpo'", "method.type")
+def _expect_known(body: JobRequest) -> Method | None:
+    """The method asked for. Raises Refused (400)."""
+    asked = body.method.type if body.method else None
+    method = next((one for one in METHODS if one == asked), None)
+    if asked and not method:
+        words = f"the method is {asked[:40]!r}; a job learns by {', '.join(METHODS)}, or leave it out"
+        raise Refused(400, "method_not_supported", words, "method.type")
+    if body.training_file != "ledger" and method == "unpaired":
+        words = "the method is 'unpaired' and the training file holds pairs; use 'dpo', or train on the ledger"
+        raise Refused(400, "method_not_supported", words, "method.type")
     if body.validation_file not in (None, "ledger"):
         words = "a job measures itself on held-out conversations of its own training file; leave it out"
         raise Refused(400, "validation_file_not_supported", words, "validation_file")
+    return method
 
 
-async def _expect_enough(ledger: Ledger, training_file: str) -> None:
+def _asked(body: JobRequest, method: Method | None) -> Json:
+    """The job's method as it is kept: `type` is there when it was named, or follows from a file; else a worker adds it,
+    when it knows what the votes amount to."""
+    if method is None and body.training_file != "ledger":
+        method = "dpo"
+    told = (getattr(body.method, method) if body.method and method else None) or Preferential()
+    wishes = (body.hyperparameters or told.hyperparameters).model_dump(exclude_none=True)
+    named = {"type": method} if method else {}
+    return {**named, method or "dpo": {"hyperparameters": wishes}}
+
+
+async def _expect_enough(ledger: Ledger, training_file: str, method: Method | None) -> None:
     """Raises TooFewPairs, Refused (400)."""
     if training_file == "ledger":
         await pairs.settle(ledger)
-        await pairs.require_enough(ledger)
+        await methods.require_enough(ledger, method)
         return
     try:
         files.expect_enough(ledger, await files.get(ledger, training_file))
@@ -104,7 +136,8 @@ async def _expect_enough(ledger: Ledger, training_file: str) -> None:
 
 
 def _shown(job: Job) -> Json:
-    wishes = (job.method.get("dpo") or {}).get("hyperparameters") or {}
+    method = {"type": "dpo", **job.method}
+    wishes = (method.get(method["type"]) or {}).get("hyperparameters") or {}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -120,7 +153,7 @@ def _shown(job: Job) -> Json:
         "hyperparameters": {
             name: wishes.get(name, "auto") for name in ("n_epochs", "batch_size", "learning_rate_multiplier")
         },
-        "method": job.method or {"type": "dpo", "dpo": {"hyperparameters": {}}},
+        "method": method,
         "training_file": job.training_file,
         "validation_file": None,
         "result_files": [],
@@ -135,6 +168,9 @@ def _shown(job: Job) -> Json:
         "pairs": job.pairs,
         "held_out_pairs": job.held_out,
         "dataset_digest": job.dataset_digest,
+        "seconds": job.seconds,
+        "dry_run": job.dry_run,
+        "plan": job.plan,
     }
 
 

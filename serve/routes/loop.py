@@ -22,9 +22,9 @@ async def show_preview(here: Here, _: Operator, model: Model = None) -> Json:
 
 @router.get("/stats")
 async def show_stats(here: Here, _: Operator, model: Model = None) -> Json:
-    """What is not settled yet is settled first."""
+    """What is not settled yet is settled first, as far as that takes no time; the rest is told as `unsettled`."""
     ledger = here.ledger(model)
-    await pairs.settle(ledger)
+    await pairs.settle(ledger, stats.SETTLE_WITHIN_S)
     serving = await adapters.serving(ledger)
     return {
         "object": "stats",

@@ -73,6 +73,7 @@ def _shown(voter: Voter) -> Json:
         "votes": score.votes,
         "measured": score.measured,
         "agreed": score.agreed,
+        "honeypots": {"answered": score.known, "missed": score.missed},
         "agreement": verdict.agreement,
         "kappa": verdict.kappa,
         "asked": verdict.asked,

@@ -5,12 +5,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from feedback import lineage, votes
+from feedback import comparisons, completions, lineage, votes
+from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, ComparisonVote, Vote
 from feedback.votes import Opinion
-from serve.auth import Client, key_of, reader_of_all
+from serve.auth import Client, SeesAll, key_of, reader_of_all
 from serve.direct import Direct
+from serve.errors import Refused
 from serve.gateway import After, Here, Limit, Model, page
 from serve.idempotency import OnceOnly
 from serve.protocol import PreferenceRequest, VoteRequest
@@ -94,9 +96,20 @@ async def retrieve(vote_id: str, here: Here, _: Client) -> Json:
 
 
 @router.get("/votes/{vote_id}/lineage")
-async def trace(vote_id: str, here: Here, _: Client) -> Json:
+async def trace(vote_id: str, here: Here, _: Client, sees_all: SeesAll) -> Json:
     """What became of it: pairs now, and the jobs and adapters it was trained into, also after it was withdrawn."""
-    found = await here.where_known(lambda ledger: lineage.of(ledger, vote_id), VoteUnknown)
+
+    async def find(ledger: Ledger) -> lineage.Lineage:
+        if not sees_all and await _is_of_queue(ledger, vote_id):
+            raise Refused(
+                403,
+                "operator_key_required",
+                "this vote is about a prompt of the queue, and what became of it would tell whether the better answer "
+                "was known before; it needs the operator's key",
+            )
+        return await lineage.of(ledger, vote_id)
+
+    found = await here.where_known(find, VoteUnknown)
     return {"object": "vote.lineage", **found.model_dump()}
 
 
@@ -105,6 +118,14 @@ async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
     """Takes it out of every future dataset."""
     await here.where_known(lambda ledger: votes.withdraw(ledger, vote_id), VoteUnknown)
     return {"id": vote_id, "object": "vote.deleted", "deleted": True}
+
+
+async def _is_of_queue(ledger: Ledger, vote_id: str) -> bool:
+    """Also a thumb on a side of one, for a voter is told which completions these are."""
+    about = [ref.completion_id for vote in await votes.get_many(ledger, [vote_id]) for ref in votes.refs(vote)]
+    asked = (await completions.get_many(ledger, about)).values()
+    shown = await comparisons.get_many(ledger, [one.comparison for one in asked if one.comparison])
+    return any(comparison.is_queued for comparison in shown)
 
 
 def _shown(opinion: Opinion) -> Json:

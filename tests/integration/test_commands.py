@@ -1,23 +1,20 @@
 """The commands that are HTTP clients, against a running gateway."""
 
 import asyncio
-import base64
 import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
-from aiohttp import web
 
 from feedback import pairs, votes
 from feedback.connection import Ledger
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.processes import ROOT, free_port
+from tests.processes import ROOT
 from tests.scripted_engine import scripted_engine
 
 HEED = str(Path(sys.executable).with_name("heed"))
@@ -87,6 +84,23 @@ async def test_adapters_are_listed_promoted_and_rolled_back(gateway: RunningGate
     assert f"live: {one}   before it: heed-base" in listed[1]
     assert again[0] == 1
     assert "nothing was live before heed-base" in again[1]
+
+
+async def test_what_the_gate_found_of_an_adapter_is_shown_with_its_reasons(gateway: RunningGateway) -> None:
+    criterion = {"id": "G4", "name": "distance from the base", "outcome": "hold", "reason": "0.2 nats a token"}
+    gate = {"decision": "canary-only", "passed": False, "reasons": ["far"], "eta": 0.5, "criteria": [criterion]}
+    judged = await gateway.register(1, b"one", gate=gate)
+    unjudged = await gateway.register(2, b"two")
+
+    code, shown = await heed(gateway, "adapters", "show", judged)
+    _, other = await heed(gateway, "adapters", "show", unjudged)
+    missing, said = await heed(gateway, "adapters", "show", "heed-v9-00000000")
+
+    assert (code, missing) == (0, 1)
+    assert "The gate leaves it to an operator: far. It is published with 50% of its strength." in shown
+    assert all(words in shown for words in ("G4", "distance from the base", "hold", "0.2 nats a token"))
+    assert "It was not examined." in other
+    assert "no adapter 'heed-v9-00000000'" in said
 
 
 def rows(count: int) -> list[dict[str, str]]:
@@ -162,53 +176,6 @@ async def test_parquet_holds_what_trl_reads_and_says_what_it_has_no_place_for(
     assert found[0].keys() == {"id", "prompt", "chosen", "rejected"}
 
 
-async def test_pairs_are_pushed_to_a_private_dataset_as_one_parquet_file(
-    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No hub can be reached from a test: this one says what the Hub's API says and keeps what it is told."""
-    told: dict[str, Any] = {}
-
-    async def create(request: web.Request) -> web.Response:
-        told["repository"] = await request.json()
-        return web.json_response({"url": f"{request.url.origin()}/datasets/ann/votes"})
-
-    async def ask(request: web.Request) -> web.Response:
-        files = (await request.json())["files"]
-        return web.json_response(
-            {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
-        )
-
-    async def commit(request: web.Request) -> web.Response:
-        told["commit"] = [json.loads(line) for line in (await request.text()).splitlines()]
-        where = f"{request.url.origin()}/datasets/ann/votes/commit/1"
-        return web.json_response({"commitUrl": where, "commitOid": "1", "pullRequestUrl": ""})
-
-    hub, port = web.Application(), free_port()
-    hub.router.add_post("/api/repos/create", create)
-    hub.router.add_post("/api/datasets/ann/votes/preupload/main", ask)
-    hub.router.add_post("/api/datasets/ann/votes/commit/main", commit)
-    runner = web.AppRunner(hub)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("HF_TOKEN", "hf_of_tests")
-    given = tmp_path / "pairs.jsonl"
-    given.write_text("\n".join(map(json.dumps, rows(2))))
-    await heed(gateway, "import", str(given), "--format", "trl")
-
-    code, shown = await heed(gateway, "export", "--push-to-hub", "ann/votes")
-
-    await runner.cleanup()
-    assert code == 0, shown
-    assert "2 rows are at http://127.0.0.1" in shown
-    assert told["repository"].items() >= {"type": "dataset", "visibility": "private"}.items()
-    (file,) = [line["value"] for line in told["commit"] if line["key"] == "file"]
-    assert file["path"] == "data/train-00000-of-00001.parquet"
-    pushed = tmp_path / "pushed.parquet"
-    pushed.write_bytes(base64.b64decode(file["content"]))
-    assert len(datasets.Dataset.from_parquet(str(pushed), cache_dir=str(tmp_path / "cache"))) == 2
-
-
 async def test_a_file_that_cannot_be_read_or_written_is_one_sentence(gateway: RunningGateway, tmp_path: Path) -> None:
     torn = tmp_path / "torn.json"
     torn.write_text('[{"prompt": "my secret"')
@@ -220,22 +187,6 @@ async def test_a_file_that_cannot_be_read_or_written_is_one_sentence(gateway: Ru
     assert written[0] == 1
     assert f"{tmp_path} cannot be written" in written[1]
     assert not list(tmp_path.parent.glob(".*.part"))
-
-
-async def test_a_hub_that_cannot_be_reached_is_one_sentence(
-    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As far as a test gets without a hub: the rows are exported and the first call to it is made."""
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-
-    code, shown = await heed(gateway, "export", "--push-to-hub", "ann/votes")
-    nowhere = await heed(gateway, "export")
-
-    assert code == 1
-    assert "the Hub did not take ann/votes" in shown
-    assert "Traceback" not in shown
-    assert nowhere[0] == 2
-    assert "--out FILE, or --push-to-hub NAME" in nowhere[1]
 
 
 async def test_what_cannot_be_done_is_one_sentence(gateway: RunningGateway) -> None:
@@ -263,3 +214,31 @@ async def test_a_gateway_that_is_open_to_strangers_does_not_start(tmp_path: Path
     assert done.returncode == 1
     assert "Set HEED_CLIENT_KEYS, or bind to 127.0.0.1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_prompts_and_honeypots_are_queued_from_a_file(gateway: RunningGateway, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "How do I fly a kite?"},
+        {"prompt": "What are seven and five?", "chosen": "Twelve.", "rejected": "Blue."},
+        {"prompt": "Sum?", "chosen": "same", "rejected": "same"},
+        {"question": "?"},
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+
+    code, told = await heed(gateway, "prompts", str(file))
+    _, again = await heed(gateway, "prompts", str(file))
+    _, listed = await heed(gateway, "prompts")
+    _, pots = await heed(gateway, "prompts", "--honeypots")
+    found = (await gateway.operator.get("/v1/prompts?honeypots=true")).json()["data"]
+    removed = await heed(gateway, "prompts", "--remove", found[0]["id"])
+
+    assert code == 1
+    assert "2 prompts are new in the queue, 0 were there, 2 lines were refused." in told
+    assert "line 3: the chosen and the rejected answer say the same" in told
+    assert "line 4: prompt is missing" in told
+    assert "0 prompts are new in the queue, 2 were there" in again
+    assert "How do I fly a kite?" in listed
+    assert "Twelve." not in listed
+    assert "Twelve." in pots
+    assert removed == (0, f"{found[0]['id']} is removed.\n")

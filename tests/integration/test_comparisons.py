@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from feedback import comparisons, completions, pairs, votes
+from feedback import comparisons, completions, expiry, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.records import ComparisonVote, prompt_digest
@@ -293,7 +293,7 @@ async def test_a_comparison_without_votes_expires_again(gateway: RunningGateway,
     assert await ledger.redis.ttl(ledger.keys.completion(kept.a.completion_id)) > 0
     await ledger.redis.delete(ledger.keys.comparison(kept.id))
     ledger.clock = lambda: kept.created + 31 * completions.DAY_S
-    assert await completions.sweep(ledger) == 1
+    assert await expiry.sweep(ledger) == 1
     assert (await comparisons.page(ledger))[0] == []
 
 

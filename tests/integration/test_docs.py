@@ -38,6 +38,8 @@ async def test_every_call_of_the_contract_is_described(gateway: RunningGateway) 
         ("GET", "/v1/models"),
         ("POST", "/v1/votes"),
         ("POST", "/v1/preferences"),
+        ("POST", "/v1/comparisons/next"),
+        ("POST", "/v1/prompts"),
         ("POST", "/v1/fine_tuning/jobs"),
         ("GET", "/v1/fine_tuning/jobs/{job_id}/events"),
         ("POST", "/v1/adapters/{adapter_id}/promote"),

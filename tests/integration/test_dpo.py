@@ -5,10 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import psutil
@@ -19,108 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.processes import ROOT, wait_for
-from trainer import dpo, weights
+from tests.recipes import ENV, Child, preferring_steps, write_rows
+from trainer import dpo, rows, weights
 from trainer.checkpoints import is_whole, newest_whole, seal
-from trainer.evaluate import log_probabilities
-from trainer.habits import VOTED_TOPICS, answer, prompts_about
-from trainer.progress import RecipeRefused
+from trainer.likelihoods import log_probabilities
+from trainer.references import References
+from trainer.training import Run
+from trainer.watch import CANCELLED, INTERRUPTED
 
-Event = dict[str, Any]
 STEPS = 12
-# Two threads on shared cores may add up in another order in another process; one thread gives the same bytes always.
-ENV = {**os.environ, "HEED_THREADS": "1"}
-
-
-def row(number: int, chosen: str, rejected: str) -> Event:
-    asked = prompts_about(VOTED_TOPICS[number % len(VOTED_TOPICS)])[number % 7]
-    return {
-        "id": f"pair-{number}",
-        "prompt": [{"role": "user", "content": asked}],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
-
-
-def preferring_steps(count: int, seed: int) -> list[Event]:
-    rng = Random(seed)
-    topics = [VOTED_TOPICS[number % len(VOTED_TOPICS)] for number in range(count)]
-    return [row(n, answer(topic, "steps", rng), answer(topic, "lazy", rng)) for n, topic in enumerate(topics)]
-
-
-def write_rows(path: Path, rows: list[Event]) -> Path:
-    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    return path
-
-
-@dataclass
-class Child:
-    """`python -m trainer dpo` as the worker starts it."""
-
-    base: Path
-    train: Path
-    folder: Path
-    more: tuple[str, ...] = ()
-    name: str = "adapter"
-    events: list[Event] = field(default_factory=list)
-
-    @property
-    def out(self) -> Path:
-        return self.folder / self.name
-
-    @property
-    def work(self) -> Path:
-        return self.folder / "work"
-
-    def start(self, *through: str) -> subprocess.Popen[str]:
-        command = [
-            *through,
-            sys.executable,
-            "-m",
-            "trainer",
-            "dpo",
-            "--base",
-            str(self.base),
-            "--train",
-            str(self.train),
-            "--out",
-            str(self.out),
-            "--work",
-            str(self.work),
-            "--epochs",
-            "3",
-            "--batch-size",
-            "8",
-            "--checkpoint-steps",
-            "4",
-            *self.more,
-        ]
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / "stderr").open("a") as stderr:
-            return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=stderr, text=True)
-
-    def read(self, process: subprocess.Popen[str]) -> Iterator[Event]:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self.events.append(json.loads(line))
-            yield self.events[-1]
-
-    def until(self, process: subprocess.Popen[str], event: str, step: int) -> None:
-        for said in self.read(process):
-            if said["event"] == event and said["step"] == step:
-                return
-        raise AssertionError((self.folder / "stderr").read_text()[-2000:])
-
-    def finish(self, process: subprocess.Popen[str]) -> int:
-        with process:  # closes its pipe
-            list(self.read(process))
-            return process.wait(timeout=120)
-
-    def run(self) -> int:
-        self.events.clear()
-        return self.finish(self.start())
-
-    def said(self, event: str) -> list[Event]:
-        return [each for each in self.events if each["event"] == event]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +101,7 @@ def test_sigterm_saves_and_a_second_start_ends_with_the_same_bytes(child: Child,
     code = child.finish(process)
     saved = child.said("checkpoint")[-1]["step"]
 
-    assert code == dpo.INTERRUPTED
+    assert code == INTERRUPTED
     assert saved > 4
     assert not child.out.exists()
     assert child.run() == 0
@@ -212,7 +116,7 @@ def test_a_cancelled_run_stops_at_its_next_step_without_an_adapter(child: Child)
 
     code = child.finish(process)
 
-    assert code == dpo.CANCELLED
+    assert code == CANCELLED
     assert len(child.said("step")) < STEPS
     assert not child.out.exists()
 
@@ -240,54 +144,79 @@ def test_a_work_folder_of_another_run_is_refused_with_what_differs(undisturbed: 
     assert "other beta" in other.said("error")[0]["message"]
 
 
-def test_pairs_that_cannot_teach_are_dropped_and_a_file_of_nothing_else_is_refused(tmp_path: Path) -> None:
-    same = [row(0, "Just watch.", "Just watch.")]
-
-    assert len(dpo.read_pairs(write_rows(tmp_path / "some.jsonl", same + preferring_steps(2, 0)))) == 2
-    for name, rows in (("same.jsonl", same), ("empty.jsonl", [])):
-        with pytest.raises(RecipeRefused, match="Collect votes first"):
-            dpo.read_pairs(write_rows(tmp_path / name, rows))
-    with pytest.raises(RecipeRefused, match="must be a JSONL file"):
-        dpo.read_pairs(write_rows(tmp_path / "no-chosen.jsonl", [{"prompt": []}]))
+def built(pocket: Path, folder: Path, init: Path | None = None, references: Path | None = None, **told: Any) -> Any:
+    train = write_rows(folder / "rows.jsonl", preferring_steps(8, seed=3))
+    run = Run(str(pocket), train, folder / "out", folder / "work", init, dpo.Hyperparameters(**told), references)
+    return dpo.build_trainer(run, encoded(pocket, train))
 
 
-def test_a_column_that_the_first_row_lacks_does_not_change_the_others() -> None:
-    rows = preferring_steps(2, 0)
-    rows[1]["prompt"].insert(0, {"role": "system", "content": "Answer briefly.", "name": "x"})
-
-    pairs = dpo.as_dataset(rows)
-
-    assert [turn["role"] for turn in pairs[1]["prompt"]] == ["system", "user"]
-
-
-def built(pocket: Path, tmp_path: Path, init: Path | None = None, **settings: float) -> Any:
-    rows = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
-    run = dpo.Run(str(pocket), rows, tmp_path / "out", tmp_path / "work", init, dpo.Hyperparameters(**settings))  # type: ignore[arg-type]
-    return dpo.build_trainer(run, dpo.as_dataset(dpo.read_pairs(rows)))
+def encoded(pocket: Path, train: Path) -> Any:
+    return rows.fit(rows.read(train, dpo.ANSWERS), dpo.ANSWERS, AutoTokenizer.from_pretrained(pocket), 512).dataset()
 
 
 def test_a_warm_start_takes_the_weights_and_keeps_the_base_as_reference(
-    pocket: Path, undisturbed: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pocket: Path, undisturbed: Child, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    train = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
+    warm = Child(pocket, train, tmp_path / "run", more=("--init", str(undisturbed.out), "--learning-rate", "0"))
 
-    trainer = built(pocket, tmp_path, init=undisturbed.out, learning_rate=0.0, epochs=1.0)
-    trainer.train()
+    assert warm.run() == 0, (warm.folder / "stderr").read_text()[-2000:]
 
-    assert list(trainer.model.peft_config) == ["default"]
-    given = load_file(undisturbed.out / weights.WEIGHTS)
-    for name, tensor in weights_of(trainer.model).items():
-        assert torch.equal(tensor, given[name])
+    given, made = load_file(undisturbed.out / weights.WEIGHTS), load_file(warm.out / weights.WEIGHTS)
+    assert made.keys() == given.keys()
+    assert all(torch.equal(made[name], given[name]) for name in given)
     # Against the base, the adapter that prefers steps has a margin before it has learned anything here.
-    assert trainer.state.log_history[0]["rewards/margins"] > 0.1
+    assert warm.said("step")[0]["metrics"]["rewards/margins"] > 0.1
     assert not list(tmp_path.rglob("ref"))
 
 
-def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    from peft import get_peft_model_state_dict
+def test_a_run_never_makes_its_own_reference_an_adapter(pocket: Path, tmp_path: Path) -> None:
+    assert list(built(pocket, tmp_path).model.peft_config) == ["default"]
 
-    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
-    return found
+
+def test_references_are_those_that_trl_would_compute(
+    pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = built(pocket, tmp_path, epochs=1.0)
+    ours = trainer.train_dataset
+    batch = trainer.data_collator(list(encoded(pocket, tmp_path / "rows.jsonl")))
+
+    theirs = trainer.compute_ref_log_probs(trainer.model, batch)
+
+    for column, values in zip(("ref_chosen_logps", "ref_rejected_logps"), theirs, strict=True):
+        assert ours[column] == pytest.approx(values.tolist(), abs=1e-3)
+
+
+def test_known_references_change_no_loss_and_only_new_rows_are_scored(
+    pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for name, references in (("alone", None), ("first", tmp_path / "known"), ("second", tmp_path / "known")):
+        (tmp_path / name).mkdir()
+        if name == "second":
+            monkeypatch.setattr(dpo.PairTrainer, "compute_ref_log_probs", None)  # would raise when called
+        trainer = built(pocket, tmp_path / name, references=references, epochs=1.0)
+        trainer.train()
+        losses.append([step["loss"] for step in trainer.state.log_history if "loss" in step])
+
+    assert losses[0] == losses[1] == losses[2]
+    (kept,) = (tmp_path / "known").glob("*.json")
+    assert len(json.loads(kept.read_text())) == 8
+    assert "kite" not in kept.read_text()
+
+
+def test_references_are_bounded_and_survive_a_spoiled_file(pocket: Path, tmp_path: Path) -> None:
+    known = References(tmp_path, str(pocket), most=3)
+    known.add({f"row {number}": [1.0, 2.0] for number in range(3)})
+    known.add({"row 0": [1.0, 2.0], "row 9": [3.0, 4.0]})
+
+    assert list(known.read()) == ["row 2", "row 0", "row 9"]  # row 1 was used longest ago
+
+    (file,) = tmp_path.glob("*.json")
+    file.write_text("{")
+    assert known.read() == {}
+    known.add({"row 1": [5.0, 6.0]})
+    assert known.read() == {"row 1": [5.0, 6.0]}
 
 
 def test_scoring_only_completions_on_cpu_changes_no_loss(

@@ -150,9 +150,11 @@ async def test_without_asking_there_is_no_usage(engine: Contract, loaded: str) -
 
 
 async def test_n_choices_have_their_index(engine: Contract, loaded: str) -> None:
-    whole = (await engine.ask(loaded, n=2, temperature=1)).json()
+    whole = (await engine.ask(loaded, n=2, temperature=1, logprobs=True)).json()
 
     assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+    written = sum(len(choice["logprobs"]["content"]) for choice in whole["choices"])
+    assert whole["usage"]["completion_tokens"] == written, "usage counts every choice"
 
 
 async def test_a_text_completion_has_its_own_id_and_shape(engine: Contract, loaded: str) -> None:

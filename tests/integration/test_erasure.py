@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from feedback import completions, jobs, lineage, pairs, votes
+from feedback import completions, expiry, jobs, lineage, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.records import AnswerRef, Job, new_id
@@ -234,7 +234,7 @@ async def test_a_deleted_or_expired_completion_leaves_no_trace_of_its_user(
     await ledger.redis.delete(ledger.keys.completion(expired))
     later = open_ledger(ledger.settings, clock=lambda: ledger.clock() + 31 * completions.DAY_S)
 
-    swept = await completions.sweep(later)
+    swept = await expiry.sweep(later)
 
     await later.close()
     assert swept == 1

@@ -14,8 +14,8 @@ from feedback.errors import TooFewPairs
 from tests.gateways import RunningGateway, running_gateway
 from tests.scripted_engine import scripted_engine
 from trainer import dataset, manifest, plan
-from trainer.plan import TrainingFileUnknown
 from trainer.settings import WorkshopSettings
+from trainer.sources import TrainingFileUnknown
 from trainer.work import Work
 
 

@@ -1,6 +1,7 @@
 """The hot swap: which adapter answers, what the engine is made to hold, and what is refused."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from functools import partial
@@ -11,6 +12,8 @@ import pytest
 
 from feedback import adapters, completions
 from feedback.connection import Ledger
+from feedback.records import Golden
+from serve.probe import distance
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine, write_adapter
 
@@ -131,6 +134,30 @@ async def test_an_unfit_adapter_is_rejected_in_words_and_never_answers(
     assert await live(gateway) == good
     assert bad not in gateway.engine.loaded
     assert (await gateway.operator.get(f"/v1/adapters/{bad}")).json()["history"][-1]["state"] == "rejected"
+
+
+async def test_an_adapter_goes_live_only_as_the_workshop_computed_it(gateway: RunningGateway) -> None:
+    """The scripted engine says tokens 0, 1, 2, each at -0.5 less the number that stands for the weights."""
+    number = int(hashlib.sha256(b"good").hexdigest()[:4], 16) / 0xFFFF
+    trained = Golden(prompt="hi", tokens=[0, 1, 2], logprobs=[-0.5 - number + 0.01] * 3)
+    elsewhere = Golden(prompt="hi", tokens=[0, 1, 2], logprobs=[-0.5] * 3)
+    served = await gateway.register(1, b"good", golden=[trained])
+    unlike = await gateway.register(2, b"good", golden=[trained, elsewhere])
+
+    let_in = await gateway.promote(served)
+    refused = await gateway.promote(unlike)
+
+    assert let_in.status_code == 200, let_in.text
+    assert refused.status_code == 409
+    assert "is not what was trained" in refused.json()["error"]["message"]
+    assert await live(gateway) == served
+
+
+def test_after_a_token_that_differs_nothing_is_compared() -> None:
+    golden = [Golden(prompt="hi", tokens=[5, 6, 7], logprobs=[-0.1, -0.7, -9.0])]
+    said = [[{"token": f"token_id:{token}", "logprob": likely} for token, likely in ((5, -0.1), (8, -0.69), (9, -0.1))]]
+
+    assert distance(golden, said) == pytest.approx(0.005)
 
 
 async def test_an_adapter_whose_files_changed_is_rejected_unloaded(gateway: RunningGateway) -> None:

@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from feedback import idempotency, votes
-from feedback.connection import Ledger
-from feedback.errors import IdempotencyInProgress
+from feedback.connection import Ledger, open_ledger
+from feedback.errors import IdempotencyConflict, IdempotencyInProgress, LedgerUnavailable
 from feedback.records import Vote
 from tests.gateways import RunningGateway, running_gateway
 from tests.integration.test_ledger import recorded
+from tests.processes import free_port
 from tests.scripted_engine import scripted_engine
 
 KEY = "5b0c4d9e-retry"
@@ -129,7 +130,7 @@ async def test_who_comes_while_the_first_is_being_answered_is_told_so(ledger: Le
 
     with pytest.raises(IdempotencyInProgress):
         await idempotency.claim(ledger, **asked)
-    assert 0 < await ledger.redis.ttl(first.key) <= idempotency.CLAIM_S
+    assert 0 < await ledger.redis.ttl(first.key) <= idempotency.CLAIM_TIMEOUTS * ledger.settings.ledger_timeout_s
 
     await idempotency.free(ledger, first)
     second = await idempotency.claim(ledger, **asked)
@@ -137,6 +138,31 @@ async def test_who_comes_while_the_first_is_being_answered_is_told_so(ledger: Le
     await idempotency.keep(ledger, second, "the answer")
     assert (await idempotency.claim(ledger, **asked)).answer == "the answer"
     assert 86_000 < await ledger.redis.ttl(first.key) <= 86_400
+
+
+async def test_a_retry_need_not_wait_for_a_request_whose_end_the_ledger_was_not_told(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"caller": "ann", "route": "POST /v1/votes", "key": KEY, "body": "digest"}
+    left = await idempotency.claim(ledger, **asked)
+    nowhere = open_ledger(ledger.settings.model_copy(update={"ledger_url": f"redis://127.0.0.1:{free_port()}/0"}))
+    with pytest.raises(LedgerUnavailable):
+        await idempotency.free(nowhere, left)
+    await nowhere.close()
+
+    with pytest.raises(IdempotencyConflict):
+        await idempotency.claim(ledger, **asked | {"body": "another"})
+    again = await idempotency.claim(ledger, **asked)
+    with pytest.raises(IdempotencyInProgress):
+        await idempotency.claim(ledger, **asked)
+    await idempotency.keep(ledger, left, "too late: the key was taken over")
+    await idempotency.free(ledger, again)
+
+    assert again.answer is None
+    await idempotency.claim(ledger, **asked)
+    monkeypatch.setattr(idempotency, "_PROCESS", "another process")
+    with pytest.raises(IdempotencyInProgress):  # what others are at work on cannot be known
+        await idempotency.claim(ledger, **asked)
 
 
 async def test_a_refusal_is_the_answer_too(gateway: RunningGateway, ledger: Ledger) -> None:

@@ -1,5 +1,6 @@
 """Jobs through the official client, unchanged."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from feedback import completions, jobs, votes
 from feedback.connection import Ledger
 from feedback.records import Choice, Completion, new_id, prompt_digest
-from tests.gateways import RunningGateway, running_gateway
+from tests.answers import answered
+from tests.gateways import RunningGateway, running_gateway, until
 from tests.scripted_engine import scripted_engine
 
 
@@ -68,6 +70,31 @@ async def test_the_official_client_asks_for_a_job_follows_and_cancels_it(
     assert again.value.code == "job_finished"
 
 
+async def test_corrections_can_be_learnt_by_heart_and_the_method_keeps_its_hyperparameters(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    await vote_on(ledger, 60)
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4}}}
+
+    made = await gateway.openai.fine_tuning.jobs.create(model="heed", training_file="ledger", method=method)
+
+    assert made.method is not None
+    assert (made.method.type, made.hyperparameters.n_epochs) == ("supervised", 4)
+    assert (await jobs.get(ledger, made.id)).method == method
+
+
+async def test_thumbs_alone_are_enough_for_a_job_that_names_no_method(gateway: RunningGateway, ledger: Ledger) -> None:
+    ledger.settings.min_thumbs = 5
+    for number in range(10):
+        rated = await answered(ledger, f"question {number}", "an answer")
+        await votes.cast(ledger, completion_id=rated.id, rating="up" if number % 2 else "down", voter="ann")
+
+    made = await gateway.openai.fine_tuning.jobs.create(model="heed", training_file="ledger")
+
+    assert made.status == "queued"
+    assert "type" not in (await jobs.get(ledger, made.id)).method  # the worker's to say, when it freezes
+
+
 async def test_a_finished_job_names_its_adapter(gateway: RunningGateway, ledger: Ledger) -> None:
     await vote_on(ledger, 60)
     client = gateway.openai.fine_tuning.jobs
@@ -81,12 +108,34 @@ async def test_a_finished_job_names_its_adapter(gateway: RunningGateway, ledger:
     assert done.finished_at is not None
 
 
+async def test_a_dry_run_answers_with_its_plan_or_after_its_wait_without(ledger: Ledger, tmp_path: Path) -> None:
+    await vote_on(ledger, 60)
+    asked = {"model": "heed", "training_file": "ledger", "dry_run": True}
+
+    async def plan() -> None:
+        await until(lambda: jobs.open_ids(ledger), "a dry run is asked for")
+        job, token = await jobs.claim(ledger, (await jobs.open_ids(ledger))[0])
+        await jobs.finish(ledger, job.model_copy(update={"plan": {"cost": {"steps": 3}}}), token, "succeeded")
+
+    async with scripted_engine() as engine:
+        async with running_gateway(ledger, tmp_path, engine) as patient:
+            planned, _ = await asyncio.gather(patient.operator.post("/v1/fine_tuning/jobs", json=asked), plan())
+        async with running_gateway(ledger, tmp_path, engine, dry_run_wait_s=0) as impatient:
+            waiting = await impatient.operator.post("/v1/fine_tuning/jobs", json=asked)
+
+    assert planned.json().items() >= {"status": "succeeded", "dry_run": True, "plan": {"cost": {"steps": 3}}}.items()
+    assert waiting.json().items() >= {"status": "queued", "dry_run": True, "plan": None}.items()
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "code"),
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found"),
         ({"training_file": "file-abc"}, openai.BadRequestError, "file_not_found"),
-        ({"method": {"type": "supervised"}}, openai.BadRequestError, "method_not_supported"),
+        ({"method": {"type": "reinforcement"}}, openai.BadRequestError, "method_not_supported"),
+        ({"method": {"type": "supervised"}}, openai.BadRequestError, "too_few_pairs"),
+        ({"method": {"type": "unpaired"}}, openai.BadRequestError, "too_few_pairs"),
+        ({"method": {"type": "unpaired"}, "training_file": "file-abc"}, openai.BadRequestError, "method_not_supported"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": "x"}}}}, openai.BadRequestError, None),
         ({}, openai.BadRequestError, "too_few_pairs"),
     ],

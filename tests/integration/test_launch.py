@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_dpo import preferring_steps, write_rows
 from tests.processes import ROOT
+from tests.recipes import preferring_steps, write_rows
 from trainer import weights
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from feedback import adapters, completions, jobs, pairs, votes
+from feedback import adapters, completions, expiry, jobs, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.errors import (
@@ -124,32 +124,11 @@ async def test_a_vote_keeps_its_completion_and_a_withdrawal_lets_it_expire_again
         await votes.get(ledger, vote.id)
 
 
-async def head_of(ledger: Ledger, completion_id: str) -> list[str]:
-    """What a vote sees of a stored completion."""
-    look = "local missing, object, adapter, prompt, indexes = head_of(KEYS[1], '')\n"
-    look += "return {missing or 'found', object or '', adapter or '', prompt or '', indexes or ''}"
-    return list(await ledger.run(completions.HEAD + look, [ledger.keys.completion(completion_id)], []))
-
-
-async def test_a_stored_completion_begins_with_all_that_a_vote_needs_of_it(ledger: Ledger) -> None:
-    # A client's own JSON, wherever it may put it, is not taken for the head.
-    false_head = {"v": 1, "id": "x", "object": "chat.completion", "served_model": "x", "adapter": "x", "created": 1}
-    made = completion("q", "one", "two").model_copy(update={"metadata": {"k": str(false_head)}})
-    made.messages[0] |= false_head | {"prompt_hash": "ff", "indexes": [0, 1, 2]}
-    await completions.record(ledger, made)
-
-    found = await head_of(ledger, made.id)
-
-    assert found == ["found", "chat.completion", '"heed-base"', made.prompt_hash, ",0,1,"]
-    assert await head_of(ledger, "chatcmpl-none") == ["unknown", "", "", "", ""]
-
-
-async def test_records_from_before_heads_can_be_voted_on(ledger: Ledger) -> None:
+async def test_completions_that_are_one_string_can_be_voted_on(ledger: Ledger) -> None:
     asked = await recorded(ledger, "q", "one", "two")
     fields = asked.model_dump(exclude_none=True, exclude={"indexes", "prompt_hash"})
     old = json.dumps({**fields, "prompt_hash": asked.prompt_hash})
     await ledger.redis.set(ledger.keys.completion(asked.id), old, ex=100)
-    assert (await head_of(ledger, asked.id))[0] == "headless"
 
     vote, _ = await votes.cast(ledger, completion_id=asked.id, rating="up", voter="ann")
     one, other = (AnswerRef(completion_id=asked.id, choice=i) for i in (0, 1))
@@ -293,7 +272,7 @@ async def test_expired_completions_leave_the_index(ledger: Ledger) -> None:
     await votes.cast(ledger, completion_id=voted.id, rating="up", voter="ann")
     await ledger.redis.delete(ledger.keys.completion(old.id))
 
-    assert await completions.sweep(ledger) == 1
+    assert await expiry.sweep(ledger) == 1
     assert [c.id for c in (await completions.page(ledger))[0]] == [voted.id]
 
 

@@ -62,9 +62,10 @@ async def test_a_server_that_refuses_to_write_has_stored_nothing(
     with pytest.raises(LedgerUnavailable, match=rf"refused the request \({word}\); nothing was stored"):
         await votes.cast(own_ledger, completion_id=asked.id, rating="up", voter="ann")
     with pytest.raises(LedgerUnavailable, match="nothing was stored"):
-        await completions.record(own_ledger, asked)
+        await recorded(own_ledger, "q", "two")
 
     await own_ledger.redis.config_set(setting, before)
+    assert [one.id for one in (await completions.page(own_ledger))[0]] == [asked.id]
     assert (await votes.page(own_ledger))[0] == []
     assert await own_ledger.redis.hgetall(own_ledger.keys.unsettled) == {}
     assert (await votes.cast(own_ledger, completion_id=asked.id, rating="up", voter="ann"))[1]

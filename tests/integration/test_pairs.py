@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from feedback import jobs, pairs, preview, tally, votes
+from feedback import jobs, methods, pairs, preview, tally, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown, FeedbackError, TooFewPairs
@@ -241,7 +241,7 @@ async def test_pairs_no_job_can_learn_from_do_not_count_as_enough(ledger: Ledger
     await pairs.settle(ledger)
 
     with pytest.raises(TooFewPairs):
-        await pairs.require_enough(ledger)
+        await methods.require_enough(ledger)
 
     assert len(await pairs.ids(ledger)) == 30
     assert await pairs.waiting(ledger) == []

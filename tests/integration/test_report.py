@@ -254,3 +254,19 @@ async def test_the_report_and_the_voters_are_shown_in_the_terminal(ledger: Ledge
     assert banned == (0, "[b]ann[/b] is banned.\n")
     assert "[b]ann[/b]  banned" in only[1]
     assert reply.json()["unheard_votes"] == 2
+
+
+async def test_a_look_at_the_report_settles_some_votes_and_tells_of_the_rest(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "SETTLE_WITHIN_S", 0)
+    for one in await asked(ledger, pairs.PROMPTS + 8):
+        await votes.cast(ledger, completion_id=one.id, rating="up", voter="ann")
+
+    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine, ready=False) as gateway:
+        first = await heed(gateway, "stats")
+        second: httpx.Response = await gateway.operator.get("/v1/stats")
+
+    assert "the newest votes on 8 prompts" in first[1]
+    assert second.json()["unsettled"] == 0
+    assert second.json()["versions"][0]["votes"] == pairs.PROMPTS + 8

@@ -12,11 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
-from feedback import completions, pairs, votes
+from feedback import archive, completions, pairs, votes
 from feedback.check import violations
 from feedback.connection import open_ledger
 from feedback.errors import ChoiceUnknown, CompletionUnknown, PromptsDiffer, SameAnswer, VoteEmpty, VoteUnknown
-from feedback.records import AnswerRef, Completion, Rating, Vote
+from feedback.records import AnswerRef, Completion, Rating, Vote, new_id
 from feedback.settings import LedgerSettings
 from tests.integration.test_ledger import completion
 
@@ -71,7 +71,8 @@ class Votes(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.now = 1_700_000_000.25
-        self.ledger = open_ledger(LedgerSettings(ledger_url=url), clock=lambda: self.now)
+        settings = LedgerSettings(ledger_url=url, archive=f"memory://{new_id('archive')}")
+        self.ledger = open_ledger(settings, clock=lambda: self.now)
         self.model = Model()
         self.run(self.ledger.redis.flushdb())
 
@@ -192,10 +193,29 @@ class Votes(RuleBasedStateMachine):
     @rule(completion_id=ids)
     def let_time_pass(self, completion_id: str) -> None:
         """Redis deletes what has a lifetime when it ends, and leaves what has none."""
-        key = self.ledger.keys.completion(completion_id)
+        key, unvoted = self.ledger.keys.completion(completion_id), self.ledger.keys.archive_unvoted
         if self.run(self.ledger.redis.ttl(key)) > 0:
             self.run(self.ledger.redis.pexpire(key, 0))
             del self.model.asked[completion_id]
+        elif self.run(self.ledger.redis.zadd(unvoted, {completion_id: self.now}, xx=True, ch=True)):
+            # In the archive it is not Redis that deletes.
+            expired = self.run(archive.run(self.ledger)).expired
+            assert expired == (completion_id in self.model.asked and not self.model.of(completion_id))
+            if expired:
+                del self.model.asked[completion_id]
+
+    @rule(completion_id=ids)
+    def change(self, completion_id: str) -> None:
+        act = completions.update_metadata(self.ledger, completion_id, {"k": "v"})
+        if completion_id in self.model.asked:
+            self.run(act)
+        else:
+            self.refused(act, CompletionUnknown)
+
+    @rule()
+    def move_to_the_archive(self) -> None:
+        """All completions of this machine are old, so those with a vote move; what people do after is the same."""
+        self.run(archive.run(self.ledger))
 
     @rule()
     def settle(self) -> None:
@@ -213,10 +233,12 @@ class Votes(RuleBasedStateMachine):
     @invariant()
     def what_was_voted_on_stays_and_the_rest_has_a_lifetime(self) -> None:
         for completion_id in self.model.asked:
-            lifetime_s = self.run(self.ledger.redis.ttl(self.ledger.keys.completion(completion_id)))
+            is_let_live = self.run(self.ledger.redis.ttl(self.ledger.keys.completion(completion_id))) == -1
+            is_noted = self.run(self.ledger.redis.zscore(self.ledger.keys.archive_unvoted, completion_id)) is not None
             of_it = self.run(votes.page(self.ledger, completion_id, limit=100))[0]
             assert {key_of(opinion) for opinion in of_it} == set(self.model.of(completion_id))
-            assert (lifetime_s == -1) == bool(of_it)
+            assert is_let_live or not of_it
+            assert of_it or is_noted or not is_let_live
 
     def refused(self, act: Awaitable[object], error: type[Exception]) -> None:
         with pytest.raises(error):

@@ -1,65 +1,22 @@
 """The workshop for real: Redis, a Celery worker and beat as processes, TRL's DPO in a child of the worker."""
 
-import asyncio
 import json
-import random
+import math
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 
-from feedback import adapters, completions, jobs, pairs, votes
+from feedback import adapters, jobs, pairs
 from feedback.check import violations
 from feedback.connection import Ledger
-from feedback.records import Choice, Completion, Job, new_id, prompt_digest
-from tests.processes import ROOT, descendants, running, wait_for
-from trainer.habits import VOTED_TOPICS, answer, prompts_about
+from tests.processes import ROOT, wait_for
+from tests.workshop import MANY, Workshop, asked_for, ended, taught, told, until
 from trainer.hyperparameters import TINY
-from trainer.manifest import Manifest
-
-LEASE_S = 3.0
-MANY = 60
-"""Prompts voted on: enough that some fall on the held-out side, few enough to train in seconds."""
-
-
-class Workshop:
-    """Starts and ends the workshop's processes for one test; all of them work in `var`."""
-
-    def __init__(self, ledger: Ledger, var: Path, pocket: Path, processes: ExitStack) -> None:
-        self.ledger, self.var = ledger, var
-        self._processes = processes
-        self.env = {
-            "HEED_VAR": str(var),
-            "HEED_LEDGER_URL": ledger.settings.ledger_url,
-            "HEED_BROKER_URL": ledger.settings.ledger_url.removesuffix("0") + "1",
-            "HEED_BASE_MODEL": str(pocket),
-            "HEED_JOB_LEASE_S": str(LEASE_S),
-            "HEED_TICK_S": "0.5",
-            "HEED_TRAIN_EVERY_PAIRS": "0",
-            "HEED_CHECKPOINT_STEPS": "2",
-            "HEED_EPOCHS": "2",
-        }
-
-    def start(self, command: str, **env: str) -> subprocess.Popen[bytes]:
-        options = {"worker": ["--pool", "solo", "-Q", "train,schedule"], "beat": []}[command]
-        line = [sys.executable, "-m", "celery", "-A", "trainer.worker", command, *options, "--loglevel", "INFO"]
-        log = self.var / f"{command}.log"
-        return self._processes.enter_context(running(line, log, env={**self.env, **env}))
-
-    def log(self) -> str:
-        return (self.var / "worker.log").read_text(errors="replace")
-
-    def child(self, worker: subprocess.Popen[bytes]) -> psutil.Process | None:
-        return next((p for p in descendants(worker.pid) if "dpo" in _words(p)), None)
-
-    def manifest(self, job_id: str) -> Manifest:
-        return Manifest.model_validate_json((self.var / "jobs" / job_id / "manifest.json").read_bytes())
 
 
 @pytest.fixture
@@ -86,7 +43,9 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert adapters.digest_of(directory) == adapter.digest
     assert not directory.stat().st_mode & 0o222
     assert (adapter.state, adapter.parent, adapter.job) == ("candidate", None, job.id)
-    assert adapter.gate["passed"] is True
+    assert (adapter.gate["decision"], adapter.gate["passed"]) == ("pass", True)
+    assert {one["id"] for one in adapter.gate["criteria"]} >= {"G0", "G1", "G4", "G8", "V1"}
+    assert [len(one.tokens) == len(one.logprobs) > 0 for one in adapter.golden] == [True] * len(adapter.golden) != []
     assert adapter.metrics["accuracy"] > 0.5
     assert (await adapters.serving(ledger)).wanted == adapter.id
     assert await pairs.waiting(ledger) == []
@@ -96,6 +55,8 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     metrics = [event.data for event in told if event.type == "metrics" and event.data]
     assert {"loss", "rewards/margins", "rewards/accuracies"} <= metrics[0].keys()
     assert {"freeze", "train", "evaluate", "publish", "job"} <= {(e.data or {}).get("stage") for e in told}
+    log = workshop.log()
+    assert all(f"{job.id}: {event.message}" in log for event in told if event.message.startswith("Step "))
 
     left = {path.suffix for path in (workshop.var / "jobs" / job.id).iterdir()}
     assert left == {".json", ".log"}
@@ -103,6 +64,57 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert manifest.dataset.digest == done.dataset_digest == adapter.dataset_digest
     assert manifest.checkpoints
     assert {"freeze", "train", "evaluate", "publish"} == manifest.seconds.keys()
+
+
+async def test_a_dry_run_says_what_a_job_would_do_and_changes_nothing(workshop: Workshop) -> None:
+    ledger = workshop.ledger
+    await taught(ledger)
+    workshop.start("worker")
+    workshop.start("beat")
+
+    first = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
+    trained = await ended(ledger, (await asked_for(ledger)).id)
+    again = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
+
+    assert (first.status, first.adapter) == ("succeeded", None), first.error
+    assert first.plan is not None
+    assert (first.dataset_digest, first.pairs, first.held_out) == (
+        trained.dataset_digest,
+        trained.pairs,
+        trained.held_out,
+    )
+    assert first.plan["dataset"]["by_source"] == {"thumbs": first.pairs}
+    steps = 2 * math.ceil(trained.rows / TINY["batch_size"])
+    assert first.plan["cost"] == {"steps": steps, "seconds": None, "tokens": None, "from_jobs": 0}
+    assert [each["name"] for each in first.plan["triggers"]] == ["pairs", "schedule", "idle"]
+    assert not (workshop.var / "jobs" / first.id).exists()
+    assert again.plan is not None
+    assert again.plan["cost"]["from_jobs"] == 1
+    assert again.plan["cost"]["seconds"] == pytest.approx(sum(trained.seconds.values()), rel=0.01)
+    assert again.plan["cost"]["tokens"] == trained.trained_tokens
+    assert [sentence async for sentence in violations(ledger)] == []
+
+
+async def test_lone_thumbs_become_an_adapter_where_there_are_no_pairs(workshop: Workshop) -> None:
+    ledger = workshop.ledger
+    await taught(ledger, 2 * MANY, is_paired=False)
+    workshop.start("worker", HEED_MIN_THUMBS="20")
+    workshop.start("beat")
+
+    job = await asked_for(ledger)
+    done = await ended(ledger, job.id)
+
+    assert done.status == "succeeded", done.error
+    assert done.method["type"] == "unpaired"
+    known = workshop.manifest(job.id)
+    assert known.dataset.method == "unpaired"
+    assert known.dataset.train
+    assert all(i.startswith("unpaired-") for i in known.dataset.train)
+    assert known.dataset.votes == len(known.dataset.train) + len(known.dataset.held_out)
+    assert done.adapter is not None
+    adapter = await adapters.get(ledger, done.adapter)
+    assert adapter.metrics["accuracy"] > 0.5
+    assert [sentence async for sentence in violations(ledger)] == []
 
 
 async def test_a_worker_killed_in_mid_training_costs_no_adapter_and_makes_no_second(workshop: Workshop) -> None:
@@ -216,55 +228,3 @@ def test_the_recipe_s_own_defaults_are_those_that_jobs_use_on_a_tiny_base() -> N
 
     recipe = json.loads(said.stdout)
     assert {name: recipe[name] for name in TINY} == TINY
-
-
-async def taught(ledger: Ledger, prompts: int = MANY) -> None:
-    """Votes on answers to as many prompts: steps are liked, the lazy pointer is not."""
-    rng = random.Random(0)
-    asked = [(topic, prompt) for topic in VOTED_TOPICS for prompt in prompts_about(topic)]
-    for topic, prompt in rng.sample(asked, prompts):
-        messages = [{"role": "user", "content": prompt}]
-        texts = [answer(topic, "steps", rng), answer(topic, "lazy", rng)]
-        completion = Completion(
-            id=new_id("chatcmpl"),
-            served_model=ledger.model,
-            adapter="heed-base",
-            created=time.time(),
-            messages=messages,
-            prompt_hash=prompt_digest(messages),
-            choices=[Choice(index=i, message={"role": "assistant", "content": t}) for i, t in enumerate(texts)],
-        )
-        await completions.record(ledger, completion)
-        await votes.cast(ledger, completion_id=completion.id, choice=0, rating="up", voter="ann")
-        await votes.cast(ledger, completion_id=completion.id, choice=1, rating="down", voter="ann")
-
-
-async def asked_for(ledger: Ledger) -> Job:
-    return await jobs.create(ledger, Job(id=new_id("ftjob"), served_model=ledger.model, created=time.time()))
-
-
-async def until(is_so: Callable[[], Awaitable[object]], what: str, deadline_s: float = 120) -> None:
-    end = time.monotonic() + deadline_s
-    while not await is_so():
-        assert time.monotonic() < end, f"{what}: not within {deadline_s:g} s"
-        await asyncio.sleep(0.05)
-
-
-async def told(ledger: Ledger, job_id: str, beginning: str) -> bool:
-    events, _ = await jobs.events(ledger, job_id, limit=1000)
-    return any(event.message.startswith(beginning) for event in events)
-
-
-async def ended(ledger: Ledger, job_id: str) -> Job:
-    async def is_over() -> bool:
-        return not (await jobs.get(ledger, job_id)).is_open
-
-    await until(is_over, f"{job_id} ends", 240)
-    return await jobs.get(ledger, job_id)
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

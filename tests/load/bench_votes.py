@@ -1,8 +1,9 @@
 """What a vote costs: 32 clients, `appendfsync always`, one gateway process. `make bench` prints the tables.
 
 In each round, one after the other on the same machine: votes through the gateway; the same Lua call sent to the same
-server without a gateway, pipelined in groups of 32; FastAPI answering an empty body that it has validated. CPU time is
-each process's own, by the kernel's count. Wall times share the cores with the clients.
+server without a gateway, by redis-benchmark where there is one and else by a loop that pipelines 32 at a time; FastAPI
+answering an empty body that it has validated. CPU time is each process's own, by the kernel's count. Wall times share
+the cores with the clients.
 """
 
 import argparse
@@ -26,11 +27,11 @@ import psutil
 from redis import Connection
 
 from feedback import completions, votes
-from feedback.commits import Act, Argument, Commits
 from feedback.connection import Ledger, open_ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import Choice, Completion, new_id, prompt_digest
 from feedback.settings import LedgerSettings
+from tests.load import redis_benchmark
 from tests.processes import answers, free_port, ledger_server, running, wait_for
 
 CLIENTS = 32
@@ -67,18 +68,6 @@ class Figures:
     empty_per_s: list[float] = field(default_factory=list)
 
 
-class Noted(Commits):
-    """Writes down what would be sent, and sends nothing."""
-
-    def __init__(self) -> None:
-        self.acts: list[bytes] = []
-
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        act = Act(script, keys, args, asyncio.get_running_loop().create_future(), by_source=not self.acts)
-        self.acts.append(act.packed())
-        raise LedgerUnavailable("noted")
-
-
 def asked() -> Completion:
     """A record of 1.9 KB, as short chats are."""
     return Completion(
@@ -105,7 +94,7 @@ async def prepare(url: str, count: int) -> tuple[list[bytes], list[bytes]]:
     """Completions are recorded; the votes on them as bodies for the gateway, and on others as commands for Redis."""
     ledger = open_ledger(LedgerSettings(ledger_url=url))
     for_gateway, for_script = await record(ledger, count), await record(ledger, count)
-    noted = Noted()
+    noted = redis_benchmark.Noted()
     ledger.commits = noted
     for i, completion_id in enumerate(for_script):
         with suppress(LedgerUnavailable):
@@ -115,7 +104,8 @@ async def prepare(url: str, count: int) -> tuple[list[bytes], list[bytes]]:
         json.dumps({"completion_id": completion_id, "rating": "up", "voter": f"voter-{i}"}).encode()
         for i, completion_id in enumerate(for_gateway)
     ]
-    return bodies, noted.acts
+    noted.acts[0].by_source = True  # the server need not know the script yet
+    return bodies, [act.packed() for act in noted.acts]
 
 
 @contextmanager
@@ -169,8 +159,13 @@ class Bench:
         figures.per_s.append(count / told["wall_s"])
         figures.p50_ms.append(told["p50_ms"])
         figures.p99_ms.append(told["p99_ms"])
+        url = f"redis://127.0.0.1:{self.ledger_port}/0"
         with cpu_us(self.ledger_pid, count, figures.script_us):
-            figures.scripts_per_s.append(count / run_scripts(self.ledger_port, commands))
+            if redis_benchmark.is_there():
+                last = json.loads(bodies[-1])["completion_id"]
+                figures.scripts_per_s.append(redis_benchmark.run(self.ledger_port, url, last, count, CLIENTS).per_s)
+            else:
+                figures.scripts_per_s.append(count / run_scripts(self.ledger_port, commands))
         with cpu_us(self.empty_pid, count, figures.empty_us):
             figures.empty_per_s.append(count / post(self.empty_port, "/", [b"{}"] * count)["wall_s"])
 
@@ -197,10 +192,12 @@ def started(folder: Path, gateway: Sequence[str]) -> Iterator[Bench]:
 
 
 def table(figures: Figures) -> str:
+    loop = f"a loop that pipelines by {CLIENTS} (there is no redis-benchmark here)"
+    means = f"redis-benchmark -c {CLIENTS}" if redis_benchmark.is_there() else loop
     rows: list[tuple[str, list[float], list[float] | None]] = [
         ("a vote, gateway", figures.gateway_us, figures.per_s),
         ("a vote, Redis", figures.ledger_us, None),
-        (f"the same Lua call, no gateway, pipelined by {CLIENTS}, Redis", figures.script_us, figures.scripts_per_s),
+        (f"the same Lua call, no gateway, {means}, Redis", figures.script_us, figures.scripts_per_s),
         ("FastAPI, an empty validated POST", figures.empty_us, figures.empty_per_s),
     ]
     lines = ["| what | CPU µs each (least to most) | a second, wall |", "|---|---|---|"]

@@ -85,7 +85,10 @@ def main(who: str, race: Race) -> Figures:
 
 
 def _heed(race: Race) -> Any:
-    from trainer import dpo
+    from transformers import AutoTokenizer
+
+    from trainer import dpo, rows
+    from trainer.training import Run
 
     settings = dpo.Hyperparameters(
         beta=race.beta,
@@ -98,16 +101,19 @@ def _heed(race: Race) -> Any:
         checkpoint_steps=100_000,
     )
     folder = Path(race.folder)
-    run = dpo.Run(race.base, Path(race.train), folder / "adapter", folder / "work", None, settings)
-    return dpo.build_trainer(run, dpo.as_dataset(dpo.read_pairs(run.train)))
+    run = Run(race.base, Path(race.train), folder / "adapter", folder / "work", None, settings)
+    tokenizer = AutoTokenizer.from_pretrained(race.base)
+    fitted = rows.fit(rows.read(run.train, dpo.ANSWERS), dpo.ANSWERS, tokenizer, race.max_length)
+    return dpo.build_trainer(run, fitted.dataset())
 
 
 def _trl(race: Race, *, is_tuned: bool) -> Any:
+    from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from trainer import dpo, weights
+    from trainer import dpo, rows, weights
 
     # What is learned, which is the same for all, and no output; whatever decides the speed is TRL's own choice here.
     task: dict[str, Any] = {
@@ -137,7 +143,7 @@ def _trl(race: Race, *, is_tuned: bool) -> Any:
     trainer = DPOTrainer(
         model=race.base,
         args=DPOConfig(**task, **(tuned if is_tuned else {})),
-        train_dataset=dpo.as_dataset(dpo.read_pairs(Path(race.train))),
+        train_dataset=Dataset.from_list(rows.read(Path(race.train), dpo.ANSWERS)),
         peft_config=LoraConfig(
             r=race.rank, lora_alpha=2 * race.rank, target_modules=list(weights.LINEARS), task_type="CAUSAL_LM"
         ),

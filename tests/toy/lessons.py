@@ -19,6 +19,7 @@ from tests.toy.exact import Measured, Yardstick, normalised
 from tests.toy.world import Row, World, distribution
 from trainer import dpo
 from trainer.progress import Reporter
+from trainer.training import Run
 
 # The pocket model's batches and rate are for hundreds of pairs; these are for thousands in 141 steps.
 RECIPE: dict[str, Any] = {"epochs": 3.0, "batch_size": 64, "learning_rate": 3e-3, "lora_rank": 16, "sft_weight": 0.2}
@@ -60,7 +61,7 @@ class School:
         train = place / "train.jsonl"
         train.write_text("".join(json.dumps(row) + "\n" for row in pairs))
         settings = dpo.Hyperparameters(**(RECIPE | {"checkpoint_steps": 10_000} | hyperparameters))
-        run = dpo.Run(str(base or self.base), train, place / "adapter", place / "work", None, settings)
+        run = Run(str(base or self.base), train, place / "adapter", place / "work", None, settings)
         torch.manual_seed(self.world.seed)  # the adapter begins as it would in a process of its own
         assert dpo.train(run, Unheard()) == 0
         return run.out

@@ -2,16 +2,16 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from feedback.caps import Caps
 from feedback.errors import TooFewPairs
-from feedback.records import Pair, Split, digest
-from trainer.dataset import Dataset, Least, build, choose, refuse_too_few
-
-NONE = Least(0, 0)
+from feedback.records import Completion, Pair, Split, digest
+from trainer.dataset import Dataset, Lesson, Thumb, build, fit, refuse_too_few
+from trainer.sampling import Least
 
 
 def pair(number: int, *, split: Split = "train", chosen: object = "good", rejected: object = "bad") -> Pair:
@@ -35,7 +35,7 @@ def many(train: int, held_out: int) -> list[Pair]:
     return [pair(i) for i in range(train)] + [pair(1000 + i, split="held_out") for i in range(held_out)]
 
 
-def ids(some: list[Pair]) -> list[str]:
+def ids(some: Sequence[Lesson]) -> list[str]:
     return [pair.id for pair in some]
 
 
@@ -62,58 +62,45 @@ def test_another_text_is_another_digest() -> None:
     assert build(["pair-0001"], [pair(1)]).digest != build(["pair-0001"], [pair(1, chosen="better")]).digest
 
 
-def test_a_job_takes_what_is_new_and_replays_a_share_of_the_old_on_both_sides() -> None:
-    everything = many(100, 20)
-    new = ids(everything[:40]) + ids(everything[100:110])
+def test_a_pair_drawn_twice_is_two_rows_and_one_that_is_withdrawn_is_counted_once() -> None:
+    rows = build(["pair-0002", "pair-0001", "pair-0001", "gone", "gone"], many(3, 0))
 
-    chosen = choose(everything, new, replay=0.1, seed=7, least=NONE)
-
-    assert chosen.new == new
-    replayed = [p for p in everything if p.id in chosen.replayed]
-    assert (sum(p.split == "train" for p in replayed), sum(p.split == "held_out" for p in replayed)) == (4, 1)
-    assert not set(chosen.replayed) & set(new)
+    assert ids(rows.train) == ["pair-0001", "pair-0001", "pair-0002"]
+    assert len(rows.train_bytes.splitlines()) == 3
+    assert rows.dropped == {"withdrawn": 1}
 
 
-def test_the_seed_chooses_what_is_replayed_and_one_more_old_pair_changes_at_most_one() -> None:
-    everything = many(100, 0)
-    new = ids(everything[:50])
-
-    first = choose(everything[:-1], new, 0.2, seed=1, least=NONE)
-
-    assert choose(everything[:-1], new, 0.2, seed=1, least=NONE) == first
-    assert choose(everything[:-1], new, 0.2, seed=2, least=NONE) != first
-    grown = choose(everything, new, 0.2, seed=1, least=NONE)
-    assert len(set(first.replayed) - set(grown.replayed)) <= 1
+LONG = "Cut two sticks, tie them into a cross, glue paper over them and add a tail of {} metres."
 
 
-def test_few_new_pairs_are_topped_up_with_old_ones_to_the_least_there_must_be() -> None:
-    everything = many(60, 10)
-    new = ids(everything[:5])
+def test_answers_that_hardly_differ_are_dropped_unless_somebody_wrote_the_better_one() -> None:
+    some = [
+        pair(1, chosen=LONG.format("two"), rejected=LONG.format("ten")),
+        pair(2, chosen=LONG.format("two"), rejected=LONG.format("ten")).model_copy(update={"source": "correction"}),
+        pair(3, chosen=LONG.format("two"), rejected="Just watch a video."),
+    ]
 
-    chosen = choose(everything, new, replay=0.1, seed=0, least=Least(20, 3))
+    kept, dropped = fit(some, near_identical=0.95)
 
-    rows = build(chosen.ids, everything)
-    assert (len(rows.train), len(rows.held_out)) == (20, 3)
-
-
-def test_with_nothing_new_everything_is_trained_on_again() -> None:
-    everything = many(10, 2)
-
-    assert choose(everything, [], replay=0.0, seed=0, least=NONE).ids == sorted(ids(everything))
+    assert ids(kept) == ["pair-0002", "pair-0003"]
+    assert dropped == {"near identical": 1}
+    assert fit(some, near_identical=1)[1] == {}
 
 
-def test_what_is_over_a_cap_is_left_out_on_each_side_and_counted() -> None:
-    def by(voter: str, some: list[Pair]) -> list[Pair]:
-        return [one.model_copy(update={"voters": [voter], "needed": [voter]}) for one in some]
+def test_of_pairs_about_the_same_texts_the_newest_stays() -> None:
+    first, turned, other = pair(1), pair(2, chosen="BAD ", rejected="good"), pair(3)
+    turned.prompt = [{"role": "user", "content": "Question  1"}]
 
-    bot = by("bot", [pair(i, split="train" if i % 2 else "held_out") for i in range(200)])
-    crowd = [one for i in range(100) for one in by(f"person-{i}", [pair(1000 + i)])]
+    kept, dropped = fit([turned, other, first], near_identical=0.95)
 
-    chosen = choose([*bot, *crowd], ids([*bot, *crowd]), 0.1, seed=0, least=NONE, limits=Caps(0.02, voter_pairs=10))
+    assert ids(kept) == ["pair-0002", "pair-0003"]
+    assert dropped == {"duplicate": 1}
 
-    rows = build(chosen.ids, [*bot, *crowd])
-    assert chosen.capped == 90  # of 100 to train on; on the other side there is nobody else
-    assert (len(rows.train), len(rows.held_out)) == (110, 100)
+
+def test_what_cannot_teach_is_told_by_its_fault_before_anything_is_drawn() -> None:
+    some = [pair(1), pair(2, chosen="same ", rejected=" same"), pair(3, rejected="  ")]
+
+    assert fit(some, near_identical=0.95)[1] == {"identical": 1, "empty": 1}
 
 
 def test_what_cannot_teach_is_dropped_and_counted() -> None:
@@ -148,3 +135,87 @@ def test_too_few_on_either_side_are_refused_in_numbers(train: int, held_out: int
         refuse_too_few(build(ids(some), some), Least(20, 3))
 
     refuse_too_few(Dataset(many(20, 0), many(0, 3)), Least(20, 3))
+
+
+def thumb(number: int, *, label: bool, split: Split = "train") -> Thumb:
+    return Thumb(
+        id=f"unpaired-{number:04}",
+        prompt=[{"role": "user", "content": f"question {number}"}],
+        completion={"role": "assistant", "content": f"answer {number}"},
+        tools=None,
+        label=label,
+        split=split,
+        opinions=[],
+        completions=[f"chatcmpl-{number}"],
+        voters=[],
+        needed=[],
+        keys=[],
+        weight=1.0,
+        created=float(number),
+    )
+
+
+def rows_of(content: bytes) -> list[dict[str, object]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_each_method_makes_its_own_rows_of_a_pair() -> None:
+    asked = [{"role": "user", "content": "question 1"}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("good", "bad"))
+
+    supervised = build(["pair-0001"], [pair(1)], "supervised")
+    unpaired = build(["pair-0001"], [pair(1)], "unpaired")
+
+    assert rows_of(supervised.train_bytes) == [{"id": "pair-0001", "prompt": asked, "completion": good}]
+    assert rows_of(unpaired.train_bytes) == [
+        {"id": "pair-0001", "prompt": asked, "completion": good, "label": True},
+        {"id": "pair-0001", "prompt": asked, "completion": bad, "label": False},
+    ]
+
+
+def test_rated_answers_are_measured_against_each_other_as_pairs_of_two_prompts() -> None:
+    some = [thumb(i, label=i % 3 > 0, split="held_out") for i in range(6)]
+
+    made = build(ids(some), some, "unpaired")
+
+    contrasts = rows_of(made.held_out_bytes)
+    assert [row["id"] for row in contrasts] == ["unpaired-0001 unpaired-0000", "unpaired-0002 unpaired-0003"]
+    assert contrasts[0]["rejected_prompt"] == [{"role": "user", "content": "question 0"}]
+    assert made.size == (0, 2)
+
+
+def test_an_answer_given_under_another_template_is_dropped_unless_that_is_allowed() -> None:
+    some = [thumb(i, label=True) for i in range(3)]
+    asked = {one.completions[0]: completion(one.completions[0], template=f"t{n % 2}") for n, one in enumerate(some)}
+
+    strict = build(ids(some), some, "unpaired", asked, template="t0")
+    unknown = build(ids(some), some, "unpaired", {}, template="t0")
+
+    assert ids(strict.train) == ["unpaired-0000", "unpaired-0002"]
+    assert strict.dropped == {"other template": 1}
+    assert len(unknown.train) == len(build(ids(some), some, "unpaired", asked).train) == 3
+
+
+def test_a_row_says_how_the_engine_was_asked_where_that_is_known() -> None:
+    one = pair(1).model_copy(update={"completions": ["chatcmpl-1"], "tools": [{"type": "function"}]})
+    asked = {"chatcmpl-1": completion("chatcmpl-1", prompt_token_ids=[1, 2], thinking=False)}
+
+    (row,) = rows_of(build(["pair-0001"], [one], "dpo", asked).train_bytes)
+
+    assert row["served_ids"] == [1, 2]
+    assert row["template_options"] == {"enable_thinking": False}
+    assert row["tools"] == [{"type": "function"}]
+
+
+def completion(completion_id: str, thinking: bool | None = None, **more: Any) -> Completion:
+    return Completion(
+        id=completion_id,
+        served_model="heed",
+        adapter="heed-base",
+        created=0.0,
+        prompt_hash="",
+        messages=[],
+        choices=[],
+        params={} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}},
+        **more,
+    )

@@ -192,8 +192,8 @@ def test_a_known_answer_counts_without_any_other_voter() -> None:
 
     measured = scores.of(ballots.trials(ballots.cast(given, known)), {"bot": 12, "ann": 12})
 
-    assert measured["bot"] == Score(votes=12, choices=12, agreed=0)
-    assert measured["ann"] == Score(votes=12, choices=12, agreed=12)
+    assert measured["bot"] == Score(votes=12, choices=12, agreed=0, known=12, missed=12)
+    assert measured["ann"] == Score(votes=12, choices=12, agreed=12, known=12, missed=0)
     assert scores.judge(measured["bot"], Crowd(0.5, 0.8), LEVEL).is_outlier
 
 

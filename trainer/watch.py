@@ -1,0 +1,65 @@
+"""The watch over a training: reports each step, seals checkpoints, and ends it early when somebody asks for that."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from trainer import checkpoints, device, machine
+from trainer.progress import Reporter
+
+INTERRUPTED, CANCELLED = 75, 76
+
+
+class Watch(TrainerCallback):
+    def __init__(self, work: Path, reporter: Reporter, tokens: int) -> None:
+        self.tokens = tokens
+        self.stopped: int | None = None
+        self._work, self._reporter = work, reporter
+        self._parent = os.getppid()
+        self._terminated = False
+        self._began = time.monotonic()
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began, self._first_step = time.monotonic(), state.global_step
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, _signal: int, _frame: FrameType | None) -> None:
+        self._terminated = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        why = 0
+        if (self._work / "cancel").exists():
+            why = CANCELLED
+        elif self._terminated or machine.has_lost(self._parent):
+            why = INTERRUPTED
+        if not (why := device.agreed(why)):
+            return
+        self.stopped = why
+        control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoints.seal(self._work / f"checkpoint-{state.global_step}")
+            self._reporter.emit("checkpoint", step=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        passed_s = time.monotonic() - self._began
+        taken = max(state.global_step - self._first_step, 1)
+        per_step = self.tokens * args.num_train_epochs / max(state.max_steps, 1)
+        self._reporter.emit(
+            "step",
+            step=state.global_step,
+            steps=state.max_steps,
+            metrics={name: float(value) for name, value in logs.items()},
+            tokens_per_second=round(per_step * taken / max(passed_s, 1e-9), 1),
+            seconds_left=round(passed_s / taken * (state.max_steps - state.global_step), 1),
+        )
