@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,15 @@ def scored(trainer: Any, rows: Dataset, columns: Sequence[str], at_once: int, kn
     missing = [index for index, key in enumerate(keys) if key not in scores]
     missing = list({keys[index]: index for index in missing}.values())
     at_once = at_once if trainer.accelerator.device.type == "cuda" else 1
-    for start in range(0, len(missing), at_once):
-        some = missing[start : start + at_once]
-        batch = trainer.data_collator([rows[index] for index in some])
-        batch = {name: tensor.to(trainer.accelerator.device) for name, tensor in batch.items()}
-        found = [
-            tensor.tolist() for tensor in trainer.compute_ref_log_probs(trainer.model, batch) if tensor is not None
-        ]
-        scores |= {keys[index]: list(each) for index, each in zip(some, zip(*found, strict=True), strict=True)}
+    with getattr(trainer, "as_reference", nullcontext)():
+        for start in range(0, len(missing), at_once):
+            some = missing[start : start + at_once]
+            batch = trainer.data_collator([rows[index] for index in some])
+            batch = {name: tensor.to(trainer.accelerator.device) for name, tensor in batch.items()}
+            found = [
+                tensor.tolist() for tensor in trainer.compute_ref_log_probs(trainer.model, batch) if tensor is not None
+            ]
+            scores |= {keys[index]: list(each) for index, each in zip(some, zip(*found, strict=True), strict=True)}
     if known and trainer.is_world_process_zero():
         known.add({key: scores[key] for key in keys})
     for nth, column in enumerate(columns):

@@ -8,21 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 from trl.trainer import utils
 
-from tests.integration.test_dpo import preferring_steps, write_rows
 from tests.processes import ROOT
-from trainer import dpo
-from trainer.branches import branched
+from tests.recipes import preferring_steps, write_rows
+from trainer import dpo, rows
+from trainer.branches import BranchingTrainer, branched
+from trainer.training import Run
+
+
+def built(pocket: Path, folder: Path) -> Any:
+    train = write_rows(folder / "rows.jsonl", preferring_steps(8, seed=3))
+    run = Run(str(pocket), train, folder / "out", folder / "work", None, dpo.Hyperparameters(epochs=1.0))
+    tokenizer = AutoTokenizer.from_pretrained(pocket)
+    return dpo.build_trainer(run, rows.fit(rows.read(train, dpo.ANSWERS), dpo.ANSWERS, tokenizer, 512).dataset())
 
 
 @pytest.fixture
 def trainer(pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    rows = write_rows(tmp_path / "rows.jsonl", preferring_steps(8, seed=3))
-    settings = dpo.Hyperparameters(epochs=1.0)
-    run = dpo.Run(str(pocket), rows, tmp_path / "out", tmp_path / "work", None, settings)
-    return dpo.build_trainer(run, dpo.as_dataset(dpo.read_pairs(rows)))
+    return built(pocket, tmp_path)
 
 
 def test_on_a_cpu_all_is_fp32_and_nothing_is_computed_twice(trainer: Any) -> None:
@@ -58,6 +64,17 @@ def test_a_prompt_is_computed_once_and_only_answers_meet_the_vocabulary(
     assert scored == [int(batch["completion_mask"].sum())]
     assert shapes == [branched(batch["input_ids"], batch["attention_mask"], labels).ids.shape]
     assert shapes[0].numel() < batch["input_ids"].numel()
+
+
+def test_references_are_the_same_bits_with_the_adapter_off_once_or_for_each_row(
+    trainer: Any, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(BranchingTrainer, "as_reference")
+
+    as_trl_does = built(pocket, tmp_path).train_dataset
+
+    for column in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert list(as_trl_does[column]) == list(trainer.train_dataset[column])
 
 
 def test_torch_has_as_many_threads_as_the_quota_says() -> None:

@@ -25,8 +25,8 @@ from trainer import machine
 
 WHO = ("defaults", "tuned", "heed")
 LABELS = {"defaults": "TRL, defaults", "tuned": "TRL, tuned by hand", "heed": "Heed"}
-# Of the mean loss: TRL's defaults compute in bfloat16, whose numbers have 3 digits; the others in fp32.
-TOLERANCE = {"defaults": 2e-2, "tuned": 1e-4, "heed": 0.0}
+# Of a step's loss, against the mean: TRL's defaults compute in bfloat16, which has 3 digits, the others in fp32.
+TOLERANCE = {"defaults": 5e-2, "tuned": 1e-4, "heed": 0.0}
 PROMISED = {"defaults": 2.5, "tuned": 1.0}
 # Dense bfloat16, from the makers' data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
@@ -47,8 +47,8 @@ def raced(race: Race, rounds: int) -> dict[str, list[Figures]]:
 
 def table(found: dict[str, list[Figures]]) -> list[str]:
     lines = [
-        "| who | tokens/CPU s | CPU s of a job | Heed is faster by | its job, by | mean loss | peak MB |",
-        "|---|---|---|---|---|---|---|",
+        "| who | tokens/CPU s | CPU s of a job | Heed is faster by | its job, by | loss | steps differ by | peak MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for who in WHO:
         runs = found[who]
@@ -61,7 +61,7 @@ def table(found: dict[str, list[Figures]]) -> list[str]:
             _span(ratios(found, who, "whole_cpu_s")),
         ]
         loss, peak = mean_loss(runs[0]), median(run.peak_bytes for run in runs) / 2**20
-        lines.append(f"| {LABELS[who]} | {' | '.join(cells)} | {loss:.5f} | {peak:,.0f} |")
+        lines.append(f"| {LABELS[who]} | {' | '.join(cells)} | {loss:.5f} | {apart(found, who):.0e} | {peak:,.0f} |")
     return lines
 
 
@@ -84,17 +84,21 @@ def ratios(found: dict[str, list[Figures]], who: str, figure: str) -> list[float
     return [getattr(run, figure) / getattr(ours, figure) for run, ours in zip(found[who], found["heed"], strict=True)]
 
 
+def apart(found: dict[str, list[Figures]], who: str) -> float:
+    """The most that a step's loss differs from Heed's."""
+    pairs = zip(found[who][0].losses, found["heed"][0].losses, strict=True)
+    return max(abs(theirs - ours) for theirs, ours in pairs)
+
+
 def mean_loss(run: Figures) -> float:
     return sum(run.losses) / len(run.losses)
 
 
 def faults(found: dict[str, list[Figures]], figure: str) -> list[str]:
     said = []
-    ours = mean_loss(found["heed"][0])
     for who, tolerance in TOLERANCE.items():
-        theirs = mean_loss(found[who][0])
-        if abs(theirs - ours) > tolerance * abs(ours):
-            said.append(f"mean loss of {LABELS[who]} is {theirs:.5f}, Heed's {ours:.5f}")
+        if (most := apart(found, who)) > tolerance * abs(mean_loss(found["heed"][0])):
+            said.append(f"a step's loss is {most:.2g} off that of {LABELS[who]}")
     for who, promised in PROMISED.items():
         if (faster := median(ratios(found, who, figure))) < promised:
             said.append(f"{faster:.2f} times as fast as {LABELS[who]}, {promised} was promised")

@@ -61,7 +61,9 @@ class School:
         train = place / "train.jsonl"
         train.write_text("".join(json.dumps(row) + "\n" for row in pairs))
         settings = dpo.Hyperparameters(**(RECIPE | {"checkpoint_steps": 10_000} | hyperparameters))
-        run = Run(str(base or self.base), train, place / "adapter", place / "work", None, settings)
+        run = Run(
+            str(base or self.base), train, place / "adapter", place / "work", None, settings, self.folder / "references"
+        )
         torch.manual_seed(self.world.seed)  # the adapter begins as it would in a process of its own
         assert dpo.train(run, Unheard()) == 0
         return run.out
