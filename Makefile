@@ -47,7 +47,7 @@ bench-train:  ## measure what training costs against TRL, and that its losses ar
 reproduce:  ## DPO's claim where everything can be counted: writes docs/dpo.md and its figure (ten minutes)
 	@$(BIN)/python -m tests.toy.reproduce
 
-gate:  ## what the gate lets out and what it keeps: forty jobs, an hour on two quiet cores
+gate:  ## what the gate lets out and what it keeps: a catalogue of real jobs (long)
 	@$(BIN)/python -m trainer pocket --out var/pocket
 	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
 	@$(BIN)/python -m tests.load.gate_catalogue

@@ -63,7 +63,9 @@ def plan_table(plan: Json) -> Table:
     data, cost = plan["dataset"], plan["cost"]
     table = Table(show_header=False, box=None)
     table.add_row("method", plan["method"])
-    table.add_row("train on", f"{data['train']} lessons, {data['replayed']} old ones; {data['held_out']} held out")
+    table.add_row(
+        "train on", f"{data['train']} lessons and {data['held_out']} held out, {data['replayed']} of them old"
+    )
     table.add_row("they come from", _counts(data["by_source"]))
     table.add_row("left out", _counts(data["dropped"]))
     table.add_row("votes", f"{data['votes']} of {data['voters']} voters")

@@ -26,8 +26,12 @@ Work = Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it sto
 Init = Annotated[Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")]
 References = Annotated[Path | None, typer.Option(help="Folder where the base's log-probabilities are remembered")]
 
-PLACES = {"base", "train", "out", "work", "references", "references_most"}
+PLACES = {"base", "train", "out", "work", "references", "references_most", "report_to"}
 """Options that say where; the others are the recipe's hyperparameters."""
+ReportTo = Annotated[
+    str | None,
+    typer.Option(envvar="HEED_REPORT_TO", help="tensorboard, trackio, mlflow, wandb, or several"),
+]
 Qlora = Annotated[
     bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
 ]
@@ -88,6 +92,7 @@ def dpo(
     qlora: Qlora = None,
     references: References = None,
     references_most: int | None = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
@@ -112,6 +117,7 @@ def unpaired(
     qlora: Qlora = None,
     references: References = None,
     references_most: int | None = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on lone thumbs. Exit codes as of dpo."""
@@ -133,6 +139,7 @@ def supervised(
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
     qlora: Qlora = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on corrections. Exit codes as of dpo."""
@@ -153,6 +160,7 @@ def reward(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train a model that judges answers, on pairs. Exit codes as of dpo."""
@@ -172,6 +180,7 @@ def evaluate(
     limits: Annotated[str, typer.Option(help="JSON of trainer/limits.py; default, by the size of the base")] = "",
     judge_url: Annotated[str, typer.Option(help="OpenAI-compatible; its key is HEED_JUDGE_KEY")] = "",
     judge_model: str = "",
+    judge_reward: Annotated[Path | None, typer.Option(help="A reward model's folder, to judge instead")] = None,
     beta: Annotated[float, typer.Option(help="Scale of the margin, as in training")] = 0.1,
     progress: Style = None,
 ) -> None:
@@ -180,13 +189,15 @@ def evaluate(
     def recipe(reporter: Reporter) -> int:
         from trainer import evaluate as measuring
         from trainer import guards as guarding
-        from trainer.judge import ModelJudge
+        from trainer.judge import Judge, ModelJudge, by_reward
         from trainer.limits import Limits, by_width
         from trainer.settings import SHIPPED_GUARDS
         from trainer.weights import base_config
 
         given = Limits.model_validate_json(limits) if limits else by_width(int(base_config(base)["hidden_size"]))
-        judge = ModelJudge(judge_url, judge_model, os.environ.get("HEED_JUDGE_KEY", "")) if judge_url else None
+        judge: Judge | None = by_reward(base, judge_reward) if judge_reward else None
+        if judge_url:
+            judge = ModelJudge(judge_url, judge_model, os.environ.get("HEED_JUDGE_KEY", ""))
         found = guarding.read(guards or [SHIPPED_GUARDS])
         task = measuring.Task(base, adapter, live, heldout, earlier, train, beta, given, found, judge)
         report = measuring.evaluate(task, out)
@@ -194,6 +205,22 @@ def evaluate(
         return 0
 
     _run(recipe, "evaluate", progress, base)
+
+
+@app.command()
+def rerun(
+    manifest: Annotated[Path, typer.Option(help="A job's manifest.json, or the folder with it")],
+    out: Annotated[Path, typer.Option(help="Where its rows, checkpoints and adapter go")],
+    progress: Style = None,
+) -> None:
+    """Train a job's adapter again from the ledger. Exit code 3: its bytes are others."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.rerun import run
+
+        return run(manifest, out, reporter)
+
+    _run(recipe, "rerun", progress, None)
 
 
 @app.command()

@@ -265,7 +265,7 @@ def judged(found: Evaluation, limits: Limits) -> Criterion:
     rate = win_rate(found.duels)
     numbers = {"duels": len(found.duels), "win_rate": rate.value, "low": rate.low, "high": rate.high}
     said = (
-        f"the judge {found.judge} prefers it to {_yardstick(found)} in {rate.value:.0%} at equal length "
+        f"the judge {found.judge} prefers it to {_before(found)} in {rate.value:.0%} at equal length "
         f"({rate.low:.0%} to {rate.high:.0%}, {len(found.duels)} prompts, both orders)"
     )
     limit = {"low": limits.win_rate}
@@ -281,9 +281,9 @@ def guarded(found: Evaluation, is_hard: bool) -> Criterion:
     numbers: dict[str, float] = {"kept_before": len(asked), "broken": len(broken)}
     limit = {"broken": 0.0 if is_hard else FEWER_BROKEN}
     if not asked:
-        return _criterion(number, name, "skipped", f"{_yardstick(found)} keeps none of them, so none is asked")
+        return _criterion(number, name, "skipped", f"{_before(found)} keeps none of them, so none is asked")
     if not broken:
-        said = f"all {len(asked)} that {_yardstick(found)} keeps are kept"
+        said = f"all {len(asked)} that {_before(found)} keeps are kept"
         return _criterion(number, name, "ok", said, numbers, limit)
     said = "; ".join(f"{guard.name} is broken: {guard.why}" for guard in broken)
     outcome: Outcome = "fail" if is_hard or len(broken) > FEWER_BROKEN else "warn"
@@ -315,8 +315,12 @@ def _taken(found: Evaluation) -> Strength:
     return found.taken
 
 
+def _before(found: Evaluation) -> str:
+    return "what is live" if found.has_live else "the base"
+
+
 def _yardstick(found: Evaluation) -> str:
-    return "what is live" if found.has_live else "the base, a coin"
+    return _before(found) + ("" if found.has_live else ", a coin")
 
 
 def _faults(found: Evaluation) -> list[str]:

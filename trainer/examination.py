@@ -102,6 +102,8 @@ def _flags(work: Work, known: Manifest, within: Limits, has_earlier: bool) -> li
         flags += ["--earlier", str(folder / "earlier.jsonl")]
     for place in settings.guard_folders:
         flags += ["--guards", str(place)]
+    if settings.judge_reward:
+        flags += ["--judge-reward", str(settings.judge_reward.resolve())]
     if settings.judge_url:
         flags += ["--judge-url", settings.judge_url, "--judge-model", settings.judge_model]
     return flags

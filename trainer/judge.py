@@ -7,6 +7,7 @@ Answers are material for it and no instruction: they come in marks, and only its
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 import httpx
@@ -119,6 +120,19 @@ class ScoringJudge:
 
     def affirms(self, question: str, request: Messages, answer: str) -> bool:
         raise JudgeSilent(f"{self.name} gives scores and answers no questions")
+
+
+def by_reward(base: str, folder: Path) -> ScoringJudge:
+    """The reward model that `python -m trainer reward` wrote into `folder`. Raises RecipeRefused, OSError."""
+    from trainer.reward import Scorer
+
+    scorer = Scorer(base, folder)
+
+    def score(request: Messages, answer: str) -> float:
+        row = {"prompt": request, "completion": [{"role": "assistant", "content": answer}]}
+        return float(scorer.score([row])[0])
+
+    return ScoringJudge(f"reward model {folder.name}", score)
 
 
 def duels(judge: Judge, requests: Sequence[Messages], mine: Sequence[str], theirs: Sequence[str]) -> list[Duel]:

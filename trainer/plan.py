@@ -24,7 +24,7 @@ async def freeze(work: Work) -> Manifest:
     known = manifest.read(work.folder)
     if known and _is_whole(known, train_file, held_out_file):
         return known
-    base, width, rows, frozen = await _gather(work)
+    base, width, rows, frozen = await gather(work)
     rows.write(train_file, held_out_file)
 
     known = await _plan(work, base, width, frozen)
@@ -46,7 +46,7 @@ async def rehearse(work: Work) -> None:
 
     Nothing is frozen and no file is written. Raises as `freeze` does.
     """
-    base, width, rows, frozen = await _gather(work)
+    base, width, rows, frozen = await gather(work)
     known = await _plan(work, base, width, frozen)
     triggers = await work.patiently(lambda: schedule.triggers(work.ledger, work.settings))
     expected = await work.patiently(lambda: cost.estimate(work.ledger, known))
@@ -72,7 +72,7 @@ async def rehearse(work: Work) -> None:
     await work.tell(f"Planned {train} lessons to train on, {held_out} held out; trained nothing")
 
 
-async def _gather(work: Work) -> tuple[Base, int, Dataset, Frozen]:
+async def gather(work: Work) -> tuple[Base, int, Dataset, Frozen]:
     base = await asyncio.to_thread(manifest.describe_base, work.settings.base)
     width = await asyncio.to_thread(_width, base.name)
     if work.job.training_file == "ledger":

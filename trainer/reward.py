@@ -1,7 +1,8 @@
 """Reward: a model that says how much people would like an answer, to judge adapters and to choose among answers.
 
 A LoRA and a head of one number on the base, trained on the same pairs as DPO by the Bradley-Terry loss (InstructGPT,
-equation 1). It is never served: vLLM takes no such adapter, and it has a folder of its own with a manifest.
+equation 1). It never answers: it judges in the gate (docs/gate.md) or chooses among samples (docs/best-of.md), and has
+a folder of its own with a manifest.
 """
 
 import json

@@ -121,6 +121,9 @@ class WorkshopSettings(BaseSettings):
         "", description="OpenAI-compatible address, with /v1, of a judge of the gate; none: nobody is asked."
     )
     judge_model: str = Field("", description="The judge's model; another family than the base's flatters it less.")
+    judge_reward: Path | None = Field(
+        None, description="Folder of a reward model (`python -m trainer reward`) that judges where no address is given."
+    )
     judge_key: str = Field("", description="The judge's API key, if it has one.")
     max_lora_rank: int = Field(16, ge=1, description="As vLLM is started with; it refuses adapters of a higher rank.")
     beta: float | None = Field(None, gt=0, description="DPO's beta; without it, the one for a base of this size.")

@@ -8,6 +8,7 @@ adapter's name follows from number and bytes: however often a job is taken up, o
 import asyncio
 import hashlib
 import time
+from pathlib import Path
 
 from feedback.adapters import digest_of
 from feedback.records import Adapter
@@ -16,6 +17,7 @@ from trainer.child import Event, run_recipe
 from trainer.examination import examine, expect_guards
 from trainer.manifest import Manifest
 from trainer.release import promote, release
+from trainer.settings import WorkshopSettings
 from trainer.work import Work
 
 METRICS_EVERY_S = 1.0
@@ -42,22 +44,26 @@ async def train(work: Work, known: Manifest) -> None:
     if known.trained and made.is_dir() and digest_of(made) == known.trained:
         return
     await work.tell(f"Training starts from {known.start or 'the base model'}", data={"stage": "train"})
-    flags = ["--base", known.base.name, "--train", str(work.folder / "train.jsonl"), "--out", str(made)]
-    flags += ["--work", str(work.folder / "work"), "--seed", str(known.seed)]
-    flags += hyperparameters.as_flags(known.hyperparameters)
-    method = known.dataset.method
-    if method != "supervised" and work.settings.references_most:
-        most = str(work.settings.references_most)
-        flags += ["--references", str(work.settings.references), "--references-most", most]
-    if known.start:
-        flags += ["--init", str(work.settings.adapters / known.start)]
+    method, told = known.dataset.method, flags(known, work.settings, work.folder)
     async with work.stage(known, "train"):
         relay = Relay(work, known)
-        done = await run_recipe([method, *flags], work.folder / f"{method}.log", work.settings.nice, relay.take)
+        done = await run_recipe([method, *told], work.folder / f"{method}.log", work.settings.nice, relay.take)
         known.trained = digest_of(made)
     if done.get("trained_tokens"):
         await work.save(trained_tokens=int(done["trained_tokens"]))
     await work.tell("Training done", data={"stage": "train", "seconds": known.seconds["train"]})
+
+
+def flags(known: Manifest, settings: WorkshopSettings, folder: Path) -> list[str]:
+    """Of the recipe that the manifest asks for, at work in `folder`."""
+    told = ["--base", known.base.name, "--train", str(folder / "train.jsonl"), "--out", str(folder / "adapter")]
+    told += ["--work", str(folder / "work"), "--seed", str(known.seed)]
+    told += hyperparameters.as_flags(known.hyperparameters)
+    if known.dataset.method != "supervised" and settings.references_most:
+        told += ["--references", str(settings.references), "--references-most", str(settings.references_most)]
+    if known.start:
+        told += ["--init", str(settings.adapters / known.start)]
+    return told
 
 
 class Relay:

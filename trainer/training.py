@@ -20,7 +20,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoTokenizer, PrinterCallback
 
-from trainer import checkpoints, device, rows, weights
+from trainer import checkpoints, device, reports, rows, weights
 from trainer.progress import RecipeRefused, Reporter
 from trainer.references import References
 from trainer.watch import Watch
@@ -51,6 +51,8 @@ class Run:
     references: Path | None = None
     """Folder of trainer/references.py; none to remember nothing."""
     references_most: int = 100_000
+    report_to: str = ""
+    """See trainer/reports.py."""
 
     def fingerprint(self, method: str) -> dict[str, object]:
         """What a checkpoint depends on: a run that differs in any of it must not be resumed from it."""
@@ -155,7 +157,8 @@ def arguments(run: Run, planned: device.Plan) -> dict[str, Any]:
         "save_steps": settings.checkpoint_steps,
         "save_total_limit": 2,
         "disable_tqdm": True,
-        "report_to": [],
+        "report_to": reports.prepare(run.report_to, run.work.parent),
+        "run_name": run.work.parent.name,
         **planned.arguments(),
     }
 

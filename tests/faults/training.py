@@ -49,12 +49,12 @@ class Outcome:
         return not (self.other_bytes or self.violations) and self.adapters == self.jobs
 
 
-async def disturb(workshop: Workshop, kills: int, seed: int) -> Outcome:
+async def disturb(workshop: Workshop, kills: int, seed: int, epochs: int = 6) -> Outcome:
     """`workshop` has votes; its worker and beat are started here."""
     rng = random.Random(seed)
     outcome = Outcome(seed)
     # Six passes take longer than a recipe takes to start, so that most kills come while there is something to lose.
-    patient = {"HEED_PROMOTE": "manual", "HEED_MAX_ATTEMPTS": str(kills + 3), "HEED_EPOCHS": "6"}
+    patient = {"HEED_PROMOTE": "manual", "HEED_MAX_ATTEMPTS": str(kills + 3), "HEED_EPOCHS": str(epochs)}
     worker = workshop.start("worker", **patient)
     workshop.start("beat", **patient)
     began = time.monotonic()

@@ -1,6 +1,7 @@
 """The other methods with the real TRL: each learns what its rows say, and no kill changes a byte of it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.recipes import Child, corrections, preferring_steps, thumbs, write_rows
-from trainer import reward, weights
+from trainer import reports, reward, weights
 from trainer.checkpoints import is_whole
+from trainer.judge import by_reward, duels
 from trainer.likelihoods import log_probabilities
 from trainer.progress import RecipeRefused
 
@@ -31,7 +33,10 @@ def child_of(method: str, pocket: Path, folder: Path, *more: str) -> Child:
 
 @pytest.fixture(scope="module")
 def undisturbed(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Child]:
-    made = {method: child_of(method, pocket, tmp_path_factory.mktemp(method)) for method in METHODS}
+    made = {
+        method: child_of(method, pocket, tmp_path_factory.mktemp(method), "--report-to", "tensorboard")
+        for method in METHODS
+    }
     for child in made.values():
         assert child.run() == 0, (child.folder / "stderr").read_text()[-2000:]
     return made
@@ -53,6 +58,35 @@ def test_after_kill_nine_the_run_goes_on_to_the_same_bytes(
     assert code == 0, (child.folder / "stderr").read_text()[-2000:]
     assert child.said("resumed")[0]["step"] >= 4
     assert weights.digest(child.out) == weights.digest(undisturbed[method].out)
+
+
+def test_who_asks_for_a_report_finds_each_metric_in_it(undisturbed: dict[str, Child]) -> None:
+    (written,) = (undisturbed["reward"].folder / "tensorboard").iterdir()
+
+    assert all(name in written.read_bytes() for name in (b"train/loss", b"train/accuracy", b"train/margin"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("csv", "'csv' is none. Name one of them."), ("tensorboard, wandb", "`pip install wandb`")]
+)
+def test_a_report_that_cannot_be_had_is_refused_with_what_would_do(asked: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeRefused, match=re.escape(said)):
+        reports.prepare(asked, tmp_path)
+
+
+def test_a_reward_model_judges_as_the_people_it_learnt_from(pocket: Path, undisturbed: dict[str, Child]) -> None:
+    judge = by_reward(str(pocket), undisturbed["reward"].out)
+    asked = preferring_steps(12, seed=7)
+
+    found = duels(
+        judge,
+        [row["prompt"] for row in asked],
+        [row["chosen"][0]["content"] for row in asked],
+        [row["rejected"][0]["content"] for row in asked],
+    )
+
+    assert sum(duel.first for duel in found) >= 10
+    assert [duel.first for duel in found] == [duel.second for duel in found]  # in both orders
 
 
 @pytest.mark.parametrize("method", ["supervised", "unpaired"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback import adapters, jobs, pairs
+from feedback import adapters, jobs, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from tests.processes import ROOT, wait_for
@@ -64,6 +65,25 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert manifest.dataset.digest == done.dataset_digest == adapter.dataset_digest
     assert manifest.checkpoints
     assert {"freeze", "train", "evaluate", "publish"} == manifest.seconds.keys()
+
+    again = rerun(workshop, job.id)
+    assert again.returncode == 0, again.stdout
+    assert json.loads(again.stdout.splitlines()[-1])["is_same"] is True
+    assert (workshop.var / "again" / "train.jsonl").stat().st_size > 0
+
+    pair = (await pairs.get_many(ledger, manifest.dataset.train[:1]))[0]
+    await votes.withdraw(ledger, pair.opinions[0])
+    await pairs.settle(ledger)
+    another = rerun(workshop, job.id)
+    assert another.returncode == 1
+    assert "do not stand any more" in another.stdout
+
+
+def rerun(workshop: Workshop, job_id: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "trainer", "rerun", "--progress", "jsonl", "--out", str(workshop.var / "again")]
+    command += ["--manifest", str(workshop.var / "jobs" / job_id / "manifest.json")]
+    env = {**os.environ, **workshop.env}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
 async def test_a_dry_run_says_what_a_job_would_do_and_changes_nothing(workshop: Workshop) -> None:

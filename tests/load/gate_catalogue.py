@@ -3,8 +3,7 @@
     .venv/bin/python -m trainer pocket --seed 1 --out var/other
     .venv/bin/python -m tests.load.gate_catalogue            all of it, or only cases whose names hold the words given
 
-Bad jobs first, none of which may go live; then good ones, of which at least 19 in 20 should. Takes about a minute a job
-on one core.
+Bad jobs first, none of which may go live; then good ones, of which at least 19 in 20 should; then known limits.
 """
 
 import asyncio
