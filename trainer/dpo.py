@@ -32,8 +32,8 @@ ANSWERS = ("chosen", "rejected")
 @dataclass(frozen=True)
 class Hyperparameters(training.Hyperparameters):
     beta: float = 0.5
-    sft_weight: float = 2.0
-    sft_doubt: float = 1.0
+    sft_weight: float = 4.0
+    sft_doubt: float = 2.0
     """0: every choice is believed, as by TRL."""
     sft_length: float = 25.0
     """Tokens of an answer for which the weight is meant; 0: those of the batch, as TRL has it."""

@@ -14,7 +14,7 @@ TINY_WIDTH = 512
 # The recipe's own defaults, compared with the pocket model on topics kept out of the votes (docs/training.md): half of
 # a crowd's pairs may rest on a mistake, and its answers have 12 tokens or 45. Its longest row is a fifth of 512 tokens.
 TINY: Final[Hyperparameters] = {
-    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 2.0, "sft_doubt": 1.0,
+    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 4.0, "sft_doubt": 2.0,
     "sft_length": 25.0, "lora_rank": 16, "max_length": 512,
 }  # fmt: skip
 # TRL's LoRA rate for DPO (5e-6 in trl/scripts/dpo.py), one pass as over-optimisation begins within the first (Rafailov

@@ -255,7 +255,7 @@ def test_an_answer_that_pairs_speak_against_is_not_held_up_because_somebody_chos
     mistakes = [each | {"chosen": each["rejected"], "rejected": each["chosen"]} for each in preferring_steps(8, seed=4)]
     train = write_rows(tmp_path / "rows.jsonl", crowd + mistakes)
     likely = {}
-    for doubt in (0.0, 1.0):
+    for doubt in (0.0, 2.0):
         folder = tmp_path / str(doubt)
         told = dpo.Hyperparameters(sft_doubt=doubt)
         run = Run(str(pocket), train, folder / "out", folder / "work", None, told)
@@ -264,7 +264,7 @@ def test_an_answer_that_pairs_speak_against_is_not_held_up_because_somebody_chos
         lazy = [(row["prompt_ids"], row["rejected_ids"]) for row in trainer.train_dataset][:30]
         likely[doubt] = sum(log_probabilities(trainer.model.eval(), lazy)) / 30
 
-    assert likely[1.0] < likely[0.0] - 1
+    assert likely[2.0] < likely[0.0] - 1
 
 
 def test_no_recipe_tells_anybody_that_it_ran(tmp_path: Path) -> None:
