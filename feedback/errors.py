@@ -7,7 +7,8 @@ FeedbackError
 ├── VoterUnknown        VoterBanned        VotesTooFast
 ├── ComparisonUnknown   PromptUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
-├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
+├── AdapterUnknown      AdapterNotServable AdapterIsLive     NothingToRollBackTo
+├── CanaryUnknown       CanaryRunning
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
 ├── TextTooLong
@@ -112,6 +113,18 @@ class AdapterUnknown(FeedbackError):
 
 class AdapterNotServable(FeedbackError):
     """The adapter was rejected by the gate, or was retired for good."""
+
+
+class AdapterIsLive(FeedbackError):
+    """What answers everybody, or is about to, cannot be tried on some."""
+
+
+class CanaryUnknown(FeedbackError):
+    """This adapter is not being tried."""
+
+
+class CanaryRunning(FeedbackError):
+    """Another adapter is being tried; two at once would be compared with fewer votes each."""
 
 
 class NothingToRollBackTo(FeedbackError):

@@ -52,6 +52,12 @@ adapter:ID:history         list    kept                   adapters              
 adapters                   zset    kept                   adapters                    adapters
 adapters:version           string  kept (a counter)       adapters.next_version       adapters
 serving, serving:past      hash, list  kept               adapters                    hot swap
+canary                     hash    while it runs          canary                      canary, hot swap
+canary:last                string  kept                   canary.end                  canary
+canary:looking             string  TTL, one look          canary_counts               canary_counts
+canary:TRIAL:counts        hash    TTL once it ended      canary_counts               canary_counts
+canary:TRIAL:seen          set     while it runs          canary_counts               canary_counts
+canary:TRIAL:voters        hash    while it runs          canary_counts               canary_counts
 prompt:HASH:report         string  as its opinions        pairs.settle                pairs.settle
 report                     hash    kept (sums)            pairs.settle                stats, scores
 voters:scores              hash    kept (sums)            pairs.settle                voters
@@ -264,6 +270,27 @@ class Keys:
     @property
     def serving_past(self) -> str:
         return self._key("serving:past")
+
+    @property
+    def canary(self) -> str:
+        return self._key("canary")
+
+    @property
+    def canary_last(self) -> str:
+        return self._key("canary:last")
+
+    @property
+    def canary_looking(self) -> str:
+        return self._key("canary:looking")
+
+    def canary_counts(self, trial: str) -> str:
+        return self._key(f"canary:{trial}:counts")
+
+    def canary_seen(self, trial: str) -> str:
+        return self._key(f"canary:{trial}:seen")
+
+    def canary_voters(self, trial: str) -> str:
+        return self._key(f"canary:{trial}:voters")
 
     def prompt_report(self, prompt_hash: str) -> str:
         return self._key(f"prompt:{prompt_hash}:report")

@@ -101,6 +101,7 @@ class Completion(Record):
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
     is_honeypot: bool = Field(False, description="An operator's known answer; it teaches nothing, whatever is said.")
     redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
+    trial: str | None = Field(None, description="Trial, side and unit where a canary ran, see feedback/canary.py.")
     best_of: BestOf | None = Field(
         None, description="There where a reward model was to choose: the best of n is another policy than the adapter."
     )

@@ -50,6 +50,7 @@ class Answer(Response):
         self._asked = asked
         self.recorded: Completion | None = None
         """As the client got it, once the ledger has it."""
+        self._given: Completion | None = None
         self._started = False
         self._outcome = "left"
 
@@ -73,6 +74,9 @@ class Answer(Response):
             await asyncio.gather(answering, leaving, return_exceptions=True)
             in_flight.dec()
             metrics.answers.labels(slot, self._outcome).inc()
+            if self._asked.mark:
+                model = self._asked.target.served_model
+                self._gateway.canaries.note(model, self._asked.mark, self._outcome, self._given)
 
     async def _answer(self, send: Send) -> None:
         """Raises Refused, only while nothing has been sent."""
@@ -149,6 +153,7 @@ class Answer(Response):
     async def _record(self, answer: dict[str, Any], best_of: BestOf | None = None) -> bool:
         completion = self._asked.completion(answer, self._gateway, best_of)
         is_recorded = await record(self._asked, completion, self._gateway)
+        self._given = completion
         self.recorded = completion if is_recorded else None
         return is_recorded
 

@@ -13,6 +13,7 @@ from feedback.settings import LedgerSettings
 from serve import errors
 from serve.attribution import template_of
 from serve.auth import Keys, check_binding
+from serve.canary import Canaries
 from serve.door import Door
 from serve.engine import Engine
 from serve.gateway import Gateway
@@ -20,6 +21,7 @@ from serve.hotswap import HotSwap
 from serve.metrics import Metrics
 from serve.routes import (
     adapters,
+    canary,
     chat,
     comparisons,
     completions,
@@ -52,23 +54,25 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
         settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
     )
     hotswap = HotSwap(routing, ledgers, settings, metrics)
+    canaries = Canaries(routing, ledgers, settings)
     scorer = None
     if settings.reward_url:
         scorer = Scorer(
             Engine(settings.reward_url, settings.reward_key), settings.reward_model, settings.reward_timeout_s
         )
-    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, template_of(settings.base_model), scorer)
+    gateway = Gateway(settings, ledgers, routing, hotswap, metrics, canaries, template_of(settings.base_model), scorer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        swapping = asyncio.create_task(gateway.hotswap.run())
+        running = {asyncio.create_task(gateway.hotswap.run()), asyncio.create_task(gateway.canaries.run())}
         try:
             yield
         finally:
-            while not swapping.done():
+            while running:
                 # Again and again: redis-py 8.1 lost 13 of 98 cancellations that came while it awaited a reply.
-                swapping.cancel()
-                await asyncio.wait({swapping}, timeout=0.1)
+                for task in running:
+                    task.cancel()
+                _, running = await asyncio.wait(running, timeout=0.1)
             for replica in routing.replicas:
                 await replica.engine.close()
             if scorer is not None:
@@ -85,7 +89,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     app.state.gateway = gateway
     app.state.keys = keys
     rooms = (chat, votes, completions, models, comparisons, prompts, voters)  # matched in this order
-    for room in (*rooms, jobs, adapters, files, exchange, erasure, loop, health):
+    for room in (*rooms, jobs, adapters, canary, files, exchange, erasure, loop, health):
         app.include_router(room.router)
     errors.install(app)
     limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}

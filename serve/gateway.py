@@ -8,6 +8,7 @@ from fastapi import Depends, Query, Request
 
 from feedback.connection import Ledger
 from feedback.errors import FeedbackError
+from serve.canary import Canaries
 from serve.errors import model_not_found
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
@@ -26,6 +27,7 @@ class Gateway:
     routing: Routing
     hotswap: HotSwap
     metrics: Metrics
+    canaries: Canaries
     template: str | None = None
     scorer: Scorer | None = None
     pace: Pace = field(default_factory=Pace)

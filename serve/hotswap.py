@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from feedback import adapters
+from feedback import adapters, canary
 from feedback.adapters import base_name
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown, LedgerUnavailable, RecordConflict
@@ -116,6 +116,24 @@ class HotSwap:
             await self._swap(model, serving)
         elif serving.previous:
             await self._keep(model, serving.previous)
+        await self._try(model)
+
+    async def _try(self, model: str) -> None:
+        """The canary, which takes traffic once it is held, and is rejected where it cannot be."""
+        if (tried := self._routing.canaries.get(model)) is None:
+            return
+        try:
+            if await self._hold_everywhere(model, tried.adapter):
+                self._well(tried.adapter)
+        except AdapterUnfit as unfit:
+            self._ill(tried.adapter, str(unfit))
+            try:
+                await canary.end(self._ledgers[model], tried, "rejected", str(unfit))
+            except LedgerUnavailable:
+                return  # the next round finds the same
+            self._routing.canaries.pop(model, None)
+            self._metrics.swaps.labels("rejected").inc()
+            self._well(tried.adapter)
 
     async def _keep(self, model: str, name: str) -> None:
         """Held everywhere, or noted why not and tried again later."""
@@ -248,7 +266,8 @@ class HotSwap:
         return {name for name in names - self._needed() if not self._routing.is_held(name)}
 
     def _needed(self) -> set[str | None]:
-        return {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
+        tried = {canary.adapter for canary in self._routing.canaries.values()}
+        return tried | {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
 
     def _spare(self) -> list[str]:
         """Adapters of ours that some engine lists and no pointer names, oldest first."""

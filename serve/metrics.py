@@ -1,6 +1,6 @@
 """What the gateway counts, for Prometheus, declared in this one place.
 
-Labels are slots (live, previous, base, other) and not versions: a series for each version would never end.
+Labels are slots (live, canary, previous, base, other) and not versions: a series for each version would never end.
 """
 
 from collections.abc import Iterator, Mapping

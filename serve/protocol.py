@@ -228,6 +228,12 @@ class ReasonRequest(Body):
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
 
 
+class CanaryRequest(Body):
+    percent: float = Field(ge=0, le=100, description="Share of users and conversations it answers; 0 ends it.")
+    auto: bool = Field(False, description="Let it go live, or back, by itself when the votes and the guards say so.")
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
 class VoterRequest(Body):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)]
     model: str | None = None

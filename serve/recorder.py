@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from feedback import completions
+from feedback.canary import Mark
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable, TextTooLong
 from feedback.records import BestOf, Choice, Completion, Message, prompt_digest
@@ -45,6 +46,8 @@ class Asked:
     comparison: str | None = None
     records_tokens: bool = False
     samples: int | None = None
+    mark: Mark | None = None
+    """Where a canary runs."""
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -97,6 +100,7 @@ class Asked:
             adapter_digest=gateway.routing.digests.get(self.target.adapter),
             template=gateway.template,
             prompt_token_ids=answer.get("prompt_token_ids") if self.records_tokens else None,
+            trial=str(self.mark) if self.mark else None,
             best_of=best_of,
         )
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from feedback.adapters import base_name
+from feedback.canary import Canary
 from serve.engine import Engine
 from serve.errors import model_not_found, unavailable
 
@@ -45,6 +46,7 @@ class Routing:
         self.replicas = list(replicas)
         self.live: dict[str, str] = {}
         self.previous: dict[str, str | None] = {}
+        self.canaries: dict[str, Canary] = {}
         self.digests: dict[str, str] = {}
         self.waiting: Counter[str] = Counter()
         self.refused: dict[str, str] = {}
@@ -74,6 +76,8 @@ class Routing:
             return "live"
         if target.adapter == base_name(target.served_model):
             return "base"
+        if (tried := self.canaries.get(target.served_model)) and target.adapter == tried.adapter:
+            return "canary"
         return "previous" if target.adapter == self.previous.get(target.served_model) else "other"
 
     def is_held(self, adapter: str) -> bool:

@@ -1,5 +1,6 @@
 """Ask for an answer: POST /v1/chat/completions and, for old clients, POST /v1/completions."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -52,9 +53,11 @@ async def _ask(
     request: Request, here: Gateway, client: str, kind: Kind, shape: type[Sampling], passing: frozenset[str]
 ) -> Answer:
     sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
-    target = here.routing.resolve(sent["model"])
+    target, mark = here.routing.resolve(sent["model"]), None
+    if sent["model"] == target.served_model:
+        target, mark = here.canaries.assign(target, sent, client)
     await expect_servable(here, target)
-    asked = asked_of(here, kind, target, request.state.number, client, sent)
+    asked = replace(asked_of(here, kind, target, request.state.number, client, sent), mark=mark)
     if (wanted := request.headers.get(HEADER)) is not None:
         asked = sampled(asked, wanted, here)
     return Answer(here, asked)

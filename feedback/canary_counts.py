@@ -1,0 +1,203 @@
+"""What is counted of a canary: answers and votes, on its side and on that of what is live.
+
+The unit is what was put on a side by the hash: a user, or a conversation. Each counts once for the test, by its first
+answer and by its first vote, for a unit's answers are alike and a hundred of them are not a hundred; all answers are
+counted beside that, for the eye. Of a named voter not more than HEED_CANARY_VOTES_PER_VOTER votes count on a side, and
+of those whose votes are not heard none. A vote counts as it stands when it is first seen: what was looked at is not
+changed afterwards, or no sequential test would hold.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from feedback.canary import ARMS, Arm, Canary, Mark
+from feedback.confidence import Sample
+from feedback.connection import Ledger
+from feedback.records import Vote, digest
+from feedback.voters import SILENT
+
+Outcome = Literal["answered", "failed"]
+
+BATCH = 500
+"""Votes read in one trip; 500 records are some 200 KB."""
+
+LATE_S = 10
+"""A vote has the time of the gateway that took it, and may be in the ledger later than one with a later time: by a
+trip of the longest patience (HEED_LEDGER_TIMEOUT_S), and by what clocks differ."""
+
+MOST_UNITS = 100_000
+"""Units remembered in one trial, some 10 MB; a question that is open after so many is answered by neither."""
+
+# KEYS: canary, counts, seen. ARGV: trial, most units, then for each answer side, unit, outcome, refused (0, 1), length.
+ANSWERS = """
+if redis.call('HGET', KEYS[1], 'trial') ~= ARGV[1] then return 0 end
+local function add(arm, what) redis.call('HINCRBY', KEYS[2], arm .. ' ' .. what, 1) end
+local is_full = redis.call('SCARD', KEYS[3]) >= tonumber(ARGV[2])
+for i = 3, #ARGV, 5 do
+  local arm, outcome = ARGV[i], ARGV[i + 2]
+  add(arm, 'all ' .. outcome)
+  if not is_full and redis.call('SADD', KEYS[3], 'answer ' .. arm .. ' ' .. ARGV[i + 1]) == 1 then
+    add(arm, outcome)
+    if outcome == 'answered' then
+      if ARGV[i + 3] == '1' then add(arm, 'refused') end
+      redis.call('HINCRBYFLOAT', KEYS[2], arm .. ' length', ARGV[i + 4])
+    end
+  end
+end
+return 1
+"""
+
+# KEYS: canary, counts, seen, voters. ARGV: trial, votes that count of a voter, time up to which was read, then for each
+# vote side, unit, rating, voter or ''.
+VOTES = """
+if redis.call('HGET', KEYS[1], 'trial') ~= ARGV[1] then return 0 end
+for i = 4, #ARGV, 4 do
+  local arm, voter, unit = ARGV[i], ARGV[i + 3], 'vote ' .. ARGV[i] .. ' ' .. ARGV[i + 1]
+  local has_room = voter == '' or tonumber(redis.call('HGET', KEYS[4], arm .. ' ' .. voter) or '0') < tonumber(ARGV[2])
+  if has_room and redis.call('SADD', KEYS[3], unit) == 1 then
+    redis.call('HINCRBY', KEYS[2], arm .. ' ' .. ARGV[i + 2], 1)
+    if voter ~= '' then redis.call('HINCRBY', KEYS[4], arm .. ' ' .. voter, 1) end
+  end
+end
+redis.call('HSET', KEYS[2], 'read', ARGV[3])
+return 1
+"""
+
+
+class Seen(NamedTuple):
+    """One answer of a trial."""
+
+    mark: Mark
+    outcome: Outcome
+    is_refusal: bool = False
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Side:
+    """Units by what came of them; `all_` are answers."""
+
+    answered: int = 0
+    failed: int = 0
+    refused: int = 0
+    length: float = 0.0
+    up: int = 0
+    down: int = 0
+    all_answered: int = 0
+    all_failed: int = 0
+
+    @property
+    def units(self) -> int:
+        return self.answered + self.failed
+
+    @property
+    def votes(self) -> Sample:
+        return Sample(self.up + self.down, self.up)
+
+    @property
+    def errors(self) -> Sample:
+        return Sample(self.units, self.failed)
+
+    @property
+    def refusals(self) -> Sample:
+        return Sample(self.answered, self.refused)
+
+    @property
+    def lengths(self) -> Sample:
+        """In shares of HEED_CANARY_LENGTH_TOKENS."""
+        return Sample(self.answered, min(self.length, self.answered))
+
+
+@dataclass(frozen=True)
+class Counts:
+    control: Side = field(default_factory=Side)
+    canary: Side = field(default_factory=Side)
+
+
+async def read(ledger: Ledger, trial: str) -> Counts:
+    found = await ledger.reply(ledger.redis.hgetall(ledger.keys.canary_counts(trial)))
+    control, canary = (_side(found, arm) for arm in ARMS)
+    return Counts(control, canary)
+
+
+async def add(ledger: Ledger, trial: str, answers: Iterable[Seen]) -> None:
+    """Those of a trial that has ended are dropped."""
+    args: list[str | int | float] = [trial, MOST_UNITS]
+    longest = ledger.settings.canary_length_tokens
+    for one in answers:
+        length = min(one.tokens, longest) / longest
+        args += [one.mark.arm, one.mark.unit, one.outcome, int(one.is_refusal), repr(length)]
+    await ledger.run(ANSWERS, _keys(ledger, trial), args)
+
+
+async def look(ledger: Ledger, canary: Canary) -> bool:
+    """Count the votes that came in, if no other gateway has just done so; whether this call did."""
+    ms = max(1, int(ledger.settings.canary_look_s * 1000))
+    mine = await ledger.reply(ledger.redis.set(ledger.keys.canary_looking, canary.trial, nx=True, px=ms))
+    if mine:
+        await count_votes(ledger, canary)
+    return bool(mine)
+
+
+async def count_votes(ledger: Ledger, canary: Canary) -> None:
+    """Votes that were counted before change nothing."""
+    keys = ledger.keys
+    read_to = await ledger.reply(ledger.redis.hget(keys.canary_counts(canary.trial), "read"))
+    at, place = max(canary.since, float(read_to or 0) - LATE_S), 0
+    while True:
+        page = ledger.redis.zrangebyscore(keys.votes, at, "+inf", start=place, num=BATCH, withscores=True)
+        some = await ledger.reply(page)
+        if some:
+            told = await _told(ledger, canary, [opinion_id for opinion_id, _ in some])
+            own = [*_keys(ledger, canary.trial), keys.canary_voters(canary.trial)]
+            head = [canary.trial, ledger.settings.canary_votes_per_voter, repr(some[-1][1])]
+            await ledger.run(VOTES, own, [*head, *told])
+        if len(some) < BATCH:
+            return
+        place += BATCH
+
+
+async def _told(ledger: Ledger, canary: Canary, ids: list[str]) -> list[str]:
+    """Side, unit, rating and voter of the thumbs among these opinions that are about answers of this trial."""
+    thumbs = [i for i in ids if i.startswith("vote-")]
+    texts = await ledger.reply(ledger.redis.mget([ledger.keys.vote(i) for i in thumbs])) if thumbs else []
+    votes = [Vote.model_validate_json(text) for text in texts if text]
+    if not votes:
+        return []
+    pipe = ledger.redis.pipeline(transaction=False)
+    for vote in votes:
+        pipe.hmget(ledger.keys.completion(vote.completion_id), "trial", "client")
+    pipe.hmget(ledger.keys.voter_states, [vote.voter for vote in votes])
+    *heads, states = await ledger.reply(pipe.execute(raise_on_error=False))
+    told: list[str] = []
+    for vote, head, state in zip(votes, heads, states, strict=True):
+        # A record in the form of the version before is no hash, and of before this trial.
+        text, client = head if isinstance(head, list) else (None, None)
+        if text is None or state in SILENT:
+            continue
+        mark = Mark.read(text)
+        if mark.trial == canary.trial:
+            # A key that votes without a voter's name votes for whoever is behind it.
+            told += [mark.arm, mark.unit, vote.rating, "" if vote.voter == client else digest(vote.voter)]
+    return told
+
+
+def _side(found: dict[str, str], arm: Arm) -> Side:
+    def count(what: str) -> int:
+        return int(found.get(f"{arm} {what}", 0))
+
+    return Side(
+        answered=count("answered"),
+        failed=count("failed"),
+        refused=count("refused"),
+        length=float(found.get(f"{arm} length", 0)),
+        up=count("up"),
+        down=count("down"),
+        all_answered=count("all answered"),
+        all_failed=count("all failed"),
+    )
+
+
+def _keys(ledger: Ledger, trial: str) -> list[str]:
+    return [ledger.keys.canary, ledger.keys.canary_counts(trial), ledger.keys.canary_seen(trial)]
