@@ -19,7 +19,6 @@ from feedback.connection import Ledger
 from feedback.errors import (
     AdapterIsLive,
     AdapterNotServable,
-    AdapterUnknown,
     CanaryRunning,
     CanaryUnknown,
     RecordConflict,
@@ -32,26 +31,22 @@ ARMS: tuple[Arm, Arm] = ("control", "canary")
 KEPT_S = 30 * 86_400
 """What was counted in a trial stays readable as long as answers do by default."""
 
-# KEYS: canary, adapter, its history, serving. ARGV: adapter, trial, record, history entry, base, the trial that was
-# read ('' for none), against. Returns what is in the way, or 'ok'.
+# KEYS: canary, adapter, its history, serving. ARGV: adapter, trial, record, history entry, base, and as they were read:
+# trial ('' for none), live. Refused when somebody rejected it, wants it live, or moved one of these meanwhile.
 START = """
-local state = redis.call('HGET', KEYS[2], 'state')
-if not state then return 'unknown' end
-if state == 'rejected' then return 'rejected' end
-local live = redis.call('HGET', KEYS[4], 'live') or ARGV[5]
-local wanted = redis.call('HGET', KEYS[4], 'wanted') or ARGV[5]
-if live == ARGV[1] or wanted == ARGV[1] then return 'live' end
-if (redis.call('HGET', KEYS[1], 'trial') or '') ~= ARGV[6] or live ~= ARGV[7] then return 'changed' end
+local state, live = redis.call('HGET', KEYS[2], 'state'), redis.call('HGET', KEYS[4], 'live') or ARGV[5]
+if state == 'rejected' or redis.call('HGET', KEYS[4], 'wanted') == ARGV[1] then return 0 end
+if (redis.call('HGET', KEYS[1], 'trial') or '') ~= ARGV[6] or live ~= ARGV[7] then return 0 end
 redis.call('HSET', KEYS[1], 'trial', ARGV[2], 'record', ARGV[3])
 redis.call('HDEL', KEYS[1], 'asked')
 redis.call('HSET', KEYS[2], 'state', 'canary')
 redis.call('RPUSH', KEYS[3], ARGV[4])
-return 'ok'
+return 1
 """
 
 # Several gateways may come to the same end; the first one writes it down.
-# KEYS: canary, canary:last, adapter, its history, counts, seen, voters of the trial. ARGV: trial, state that the adapter
-# gets if it is still a canary, history entry, record, lifetime of the counts in seconds.
+# KEYS: canary, canary:last, adapter, its history, then counts, seen and voters of the trial. ARGV: trial, state that
+# the adapter gets if it is still a canary, history entry, record, lifetime of the counts in seconds.
 END = """
 if redis.call('HGET', KEYS[1], 'trial') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[4])
@@ -116,14 +111,17 @@ def mark(canary: Canary, who: bytes) -> Mark:
     return Mark(canary.trial, "canary" if is_in else "control", hashed[8:].hex())
 
 
-async def start(
-    ledger: Ledger, adapter_id: str, percent: float, *, auto: bool = False, reason: str = ""
-) -> Canary:
+async def start(ledger: Ledger, adapter_id: str, percent: float, *, auto: bool = False, reason: str = "") -> Canary:
     """Let it answer a share, or change the share of the one that does; the same again changes nothing.
 
     Raises AdapterUnknown, AdapterNotServable, AdapterIsLive, CanaryRunning, RecordConflict.
     """
     before, live = await tidied(ledger)
+    if adapter_id in (live, base_name(ledger.model)):
+        raise AdapterIsLive(f"{adapter_id} is live or the base, which has no adapter; try an adapter that is not live")
+    adapter = await adapters.get(ledger, adapter_id)
+    if adapter.state == "rejected":
+        raise AdapterNotServable(f"{adapter_id} was rejected ({adapter.history[-1].reason}); try one that passed")
     if before and before.adapter != adapter_id:
         raise CanaryRunning(
             f"{before.adapter} is the canary and {adapter_id} cannot be another; end it first: heed canary --stop"
@@ -147,16 +145,8 @@ async def start(
     entry = _entry(ledger, "canary", f"answers {share}: {new.reason}")
     keys = [ledger.keys.canary, *_adapter(ledger, adapter_id), ledger.keys.serving]
     args = [adapter_id, new.trial, _text(new), entry, base_name(ledger.model), before.trial if before else "", live]
-    told = await ledger.run(START, keys, args)
-    if told == "unknown":
-        raise AdapterUnknown(f"no adapter {adapter_id!r}; list them at /v1/adapters")
-    if told == "rejected":
-        why = (await adapters.get(ledger, adapter_id)).history[-1].reason
-        raise AdapterNotServable(f"{adapter_id} was rejected ({why}); try one that passed")
-    if told == "live":
-        raise AdapterIsLive(f"{adapter_id} answers everybody or is about to; a canary is an adapter that is not live")
-    if told == "changed":
-        raise RecordConflict("what is live, or the canary, was changed at this moment; look and send it again")
+    if not await ledger.run(START, keys, args):
+        raise RecordConflict(f"what is live, the canary, or {adapter_id} was changed meanwhile; look and send it again")
     if before and before.trial != new.trial:
         await _forget(ledger, before.trial)
     return new

@@ -34,7 +34,9 @@ class Question(BaseModel):
     name: Name
     control: Share
     canary: Share
-    low: float = Field(description="Of the canary's less the control's share; of length, the canary's by the control's.")
+    low: float = Field(
+        description="Of the canary's less the control's share; of length, the canary's by the control's."
+    )
     high: float | None = Field(description="None where there is no upper end yet.")
     sure: float = Field(description="The chance that this interval is right at every look there ever is.")
     limit: float = Field(description="What is held against it.")
@@ -89,6 +91,9 @@ def _votes(counts: Counts, limits: LedgerSettings) -> Question:
         outcome = "worse"
     elif low > -margin:
         outcome = "not_worse"
+    if not (region.canary.n and region.control.n):
+        words = f"it has {region.canary.n} votes and what is live {region.control.n}: both sides need some"
+        return _question("up_votes", region, low, high, margin, outcome, words)
     seen = f"{_of(region.canary)} voted it up and {_of(region.control)} what is live"
     meaning = {
         "worse": "it is worse",

@@ -6,9 +6,9 @@ than its 5 %. These hold at all times at once. For one stream of numbers in [0, 
     M(p) = integral of t^S (1-t)^(n-S) over t ~ Beta(1/2, 1/2), divided by p^S (1-p)^(n-S),   S their sum,
 
 starts at 1 and is expected never to grow: for 0s and 1s it is a martingale (the method of mixtures: Robbins 1970,
-Ann. Math. Stat. 41), for what lies between it is at most one, as x -> a^x b^(1-x) is convex. The product of two such
-streams is one as well, however they are interleaved, so by Ville's inequality it ever reaches 1/level at the true pair
-of means with a chance of at most `level` (the sums over arms of Kaufmann & Koolen 2021, JMLR 22:246). The pairs of means
+Ann. Math. Stat. 41), for what lies between a supermartingale, as x -> a^x b^(1-x) is convex. The product of two is one
+as well, however the streams are interleaved, so by Ville's inequality the chance that it ever reaches 1/level at the
+true pair of means is at most `level` (the sums over arms of Kaufmann & Koolen 2021, JMLR 22:246). The pairs of means
 where it has not are a convex set; what is told of a difference or a ratio is that set seen from the side. Nothing here
 is an approximation for large n.
 """

@@ -169,7 +169,9 @@ class LedgerSettings(BaseSettings):
         "seen nothing yet with fewer.",
     )
     canary_min_hours: float = Field(
-        1, ge=0, description="Before that time it does not go live by itself: who is there in one minute is not everybody."
+        1,
+        ge=0,
+        description="Before that time it does not go live by itself: who is there in one minute is not everybody.",
     )
     canary_max_hours: float = Field(
         168, gt=0, description="When it is called undecided; a week has every hour and every day of the week in it."

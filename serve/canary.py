@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from feedback import canary, canary_counts, canary_watch
-from feedback.canary import Canary, Mark
+from feedback.canary import Mark
 from feedback.canary_counts import Outcome, Seen
 from feedback.connection import Ledger
 from feedback.errors import CanaryUnknown, LedgerUnavailable
@@ -87,7 +87,7 @@ class Canaries:
     async def end(
         self, model: str, reason: str, adapter_id: str | None = None, state: AdapterState = "candidate"
     ) -> bool:
-        """By hand, and here at once; whether one ran. With `adapter_id`, only if it is that. Raises LedgerUnavailable."""
+        """By hand, and here at once; whether one ran. With `adapter_id`, only that. Raises LedgerUnavailable."""
         try:
             await canary.stop(self._ledgers[model], reason, adapter_id, state)
         except CanaryUnknown:
@@ -117,5 +117,7 @@ def _who(sent: dict[str, Any], client: str) -> bytes:
     if user := sent.get("user"):
         return b"user\0" + str(user).encode()
     messages = sent.get("messages", ())
-    begun = sent["prompt"] if "prompt" in sent else next((m.get("content") for m in messages if m["role"] == "user"), "")
+    begun = (
+        sent["prompt"] if "prompt" in sent else next((m.get("content") for m in messages if m["role"] == "user"), "")
+    )
     return b"said\0" + client.encode() + b"\0" + orjson.dumps(begun)

@@ -28,6 +28,7 @@ from serve.tables import (
     votes_table,
 )
 from serve.terminal import TerminalChat
+from serve.trial import canary
 from serve.up import up
 
 app = typer.Typer()
@@ -221,6 +222,9 @@ def rollback(
 ) -> None:
     """Back to the adapter that was live before; returns when it is."""
     console.print(f"{_client().post('/adapters/rollback', {'model': model, 'reason': reason})['live']} is live.")
+
+
+command(canary)
 
 
 @command

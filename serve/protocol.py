@@ -233,6 +233,12 @@ class CanaryRequest(Body):
     auto: bool = Field(False, description="Let it go live, or back, by itself when the votes and the guards say so.")
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
 
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.auto and self.percent == 100:
+            raise ValueError("a percent under 100 with auto, or nobody is left to compare it with")
+        return self
+
 
 class VoterRequest(Body):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)]

@@ -49,6 +49,8 @@ class ScriptedEngine:
     key: str = ""
     port: int = field(default_factory=free_port)
     scripts: deque[Script] = field(default_factory=deque)
+    habits: dict[str, Script] = field(default_factory=dict)
+    """How a model answers whenever nothing else is scripted."""
     loaded: dict[str, str] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -145,7 +147,9 @@ class ScriptedEngine:
         weights = self._weights(model)
         is_probe = body.get("temperature") == 0 and body.get("return_tokens_as_token_ids") is True
         self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
-        script = self.scripts.popleft() if self.scripts and not is_probe else Script()
+        script = Script()
+        if not is_probe:
+            script = self.scripts.popleft() if self.scripts else self.habits.get(model, script)
         if script.status != 200:
             return _error(script.status, "InternalServerError", script.message)
         if math.isnan(weights) and body.get("logprobs"):

@@ -7,10 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from feedback import adapters, canary, canary_watch
-from feedback.adapters import base_name
 from feedback.canary import Canary
 from feedback.connection import Ledger
-from feedback.errors import AdapterIsLive, AdapterNotServable
+from feedback.errors import AdapterNotServable
 from serve.auth import Operator
 from serve.errors import unavailable
 from serve.gateway import Gateway, Here, Model
@@ -28,8 +27,6 @@ async def start(adapter_id: str, body: CanaryRequest, here: Here, _: Operator) -
     ledger = ledger_of(here, adapter_id)
     if body.percent == 0:
         return await _stop(here, ledger, adapter_id, body.reason)
-    if adapter_id == base_name(ledger.model):
-        raise AdapterIsLive(f"{adapter_id} is the model without an adapter; a canary is an adapter")
     found = await canary.start(ledger, adapter_id, body.percent, auto=body.auto, reason=body.reason)
     await here.canaries.see(ledger.model)
     await _when_held(here, ledger, found)

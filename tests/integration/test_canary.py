@@ -71,7 +71,7 @@ async def has_state(gateway: RunningGateway, adapter: str, wanted: str) -> bool:
 
 
 async def counted(gateway: RunningGateway, side: str, what: str, number: int) -> bool:
-    running = (await status(gateway))["running"]
+    running = (await status(gateway)).get("running")
     return bool(running and running["counts"][side][what] == number)
 
 
@@ -123,7 +123,9 @@ async def test_only_the_models_own_name_is_shared_out(gateway: RunningGateway, l
     ours = (await gateway.chat()).json()
     base = (await gateway.chat(model="heed-base")).json()
     named = (await gateway.chat(model=tried)).json()
-    compared = (await gateway.http.post("/v1/comparisons", json={"messages": [{"role": "user", "content": "Hi"}]})).json()
+    compared = (
+        await gateway.http.post("/v1/comparisons", json={"messages": [{"role": "user", "content": "Hi"}]})
+    ).json()
     side = await gateway.operator.get(f"/v1/comparisons/{compared['id']}")
 
     assert [one["model"] for one in (ours, base, named)] == [tried, "heed-base", tried]
@@ -150,15 +152,20 @@ async def test_its_answers_votes_and_failures_are_counted_apart_and_each_user_on
     failed = await gateway.chat(user="somebody new")
 
     assert failed.status_code == 502
-    await until(lambda: counted(gateway, "canary", "up", len(on_canary)), "the canary's votes are counted")
-    await until(lambda: counted(gateway, "control", "down", len(on_live)), "the live one's votes are counted")
+
+    async def total(what: str) -> int:
+        counts = (await status(gateway))["running"]["counts"]
+        return int(counts["control"][what] + counts["canary"][what])
+
+    async def all_is_counted() -> bool:
+        return await total("up") + await total("down") == 30 and await total("failed") == 1
+
+    await until(all_is_counted, "votes and answers are counted")
     counts = (await status(gateway))["running"]["counts"]
-    total = {what: counts["control"][what] + counts["canary"][what] for what in counts["control"]}
+    assert (counts["canary"]["up"], counts["control"]["down"]) == (len(on_canary), len(on_live))
     assert unstored["object"] == "chat.completion"
-    assert (total["answered"], total["failed"]) == (31, 1)
-    assert (total["all_answered"], total["all_failed"]) == (61, 1)
-    assert (counts["canary"]["down"], counts["control"]["up"]) == (0, 0)
-    assert await gateway.count(f'heed_answers_total{{outcome="answered",slot="canary"}}') >= 2 * len(on_canary)
+    assert (await total("answered"), await total("all_answered"), await total("all_failed")) == (31, 61, 1)
+    assert await gateway.count('heed_answers_total{outcome="answered",slot="canary"}') >= 2 * len(on_canary)
     assert [broken async for broken in violations(ledger) if "live" not in broken and "appendonly" not in broken] == []
 
 
@@ -231,7 +238,7 @@ async def test_a_guard_takes_it_back_without_a_vote(gateway: RunningGateway, scr
     tried = await gateway.register(1, b"one")
     found = await start(gateway, tried, 50, auto=True)
     assert found["verdict"]["decision"] == "wait"
-    gateway.engine.by_model[tried] = script
+    gateway.engine.habits[tried] = script
     await asked(gateway, range(120))
 
     await until(lambda: has_state(gateway, tried, "retired"), "it is taken back")
@@ -310,29 +317,34 @@ async def test_what_cannot_be_tried_is_refused_in_words(gateway: RunningGateway)
     assert await code(live) == (409, "adapter_is_live")
     assert await code(other) == (409, "canary_running")
     assert await code("heed-base") == (409, "adapter_is_live")
-    assert await code("heed-v9-00000000") == (409, "canary_running")
+    assert await code("heed-v9-00000000") == (404, "adapter_not_found")
     assert await code(tried, 101) == (400, "invalid_value")
+    auto = await gateway.operator.post(f"/v1/adapters/{tried}/canary", json={"percent": 100, "auto": True})
+    assert "nobody is left to compare it with" in auto.json()["error"]["message"]
     assert (await gateway.operator.delete(f"/v1/adapters/{other}/canary")).status_code == 404
     assert (await gateway.operator.delete(f"/v1/adapters/{tried}/canary")).json()["outcome"] == "ended by the operator"
-    assert await code("heed-v9-00000000") == (404, "adapter_not_found")
     assert await code(bad) == (409, "adapter_not_servable")
     assert await code(unfit) == (409, "adapter_not_servable")
     assert (await state(gateway, unfit))["state"] == "rejected"
     assert (await status(gateway))["running"] is None
 
 
-async def test_it_takes_traffic_while_the_ledger_is_away_and_is_counted_afterwards(
+async def test_it_takes_traffic_while_the_ledger_is_away_and_that_is_counted_afterwards(
     tmp_path: Path, engine: ScriptedEngine
 ) -> None:
     port = free_port()
-    (tmp_path / "ledger").mkdir()
-    settings = LedgerSettings(
-        ledger_url=f"redis://127.0.0.1:{port}/0", var=tmp_path, ledger_timeout_s=1, **QUICK
-    )
-    ledger = open_ledger(settings)
-    with ledger_server(tmp_path / "ledger", port):
+    url = f"redis://127.0.0.1:{port}/0"
+    ledger = open_ledger(LedgerSettings(ledger_url=url, var=tmp_path, ledger_timeout_s=1, **QUICK))
+    with ledger_server(tmp_path / "redis", port) as server:
         async with running_gateway(ledger, tmp_path, engine) as gateway:
             tried = await gateway.register(1, b"one")
             await start(gateway, tried, 100)
-            assert (await gateway.chat(user="before")).json()["model"] == tried
-            await ledger.close()
+            server.kill()
+            server.wait()
+            away = await asked(gateway, range(5))
+
+            with ledger_server(tmp_path / "redis", port):
+                await until(lambda: counted(gateway, "canary", "answered", 5), "what was answered meanwhile is counted")
+    await ledger.close()
+
+    assert {answer["model"] for answer in away.values()} == {tried}
