@@ -98,17 +98,18 @@ class Mark(NamedTuple):
     @classmethod
     def read(cls, text: str) -> "Mark":
         """Raises ValueError."""
-        trial, arm, unit = text.split(" ")
-        if arm == "canary" or arm == "control":
-            return cls(trial, arm, unit)
-        raise ValueError(f"a canary's side is control or canary; got {arm!r}")
+        trial, said, unit = text.split(" ")
+        arm = next((arm for arm in ARMS if arm == said), None)
+        if arm is None:
+            raise ValueError(f"a canary's side is control or canary; got {said!r}")
+        return cls(trial, arm, unit)
 
 
 def mark(canary: Canary, who: bytes) -> Mark:
     """The side of a user or a conversation; the same for as long as the canary runs, or its share grows."""
     hashed = hashlib.blake2b(who, digest_size=16, key=canary.salt.encode()).digest()
-    is_in = int.from_bytes(hashed[:8]) < canary.percent / 100 * 2**64
-    return Mark(canary.trial, "canary" if is_in else "control", hashed[8:].hex())
+    arm: Arm = "canary" if int.from_bytes(hashed[:8]) < canary.percent / 100 * 2**64 else "control"
+    return Mark(canary.trial, arm, hashed[8:].hex())
 
 
 async def start(ledger: Ledger, adapter_id: str, percent: float, *, auto: bool = False, reason: str = "") -> Canary:
@@ -186,7 +187,7 @@ async def end(ledger: Ledger, canary: Canary, state: AdapterState, reason: str) 
         ledger.keys.canary_seen(canary.trial),
         ledger.keys.canary_voters(canary.trial),
     ]
-    args = [canary.trial, state, _entry(ledger, state, reason), _text(ended), KEPT_S]
+    args: list[str | int] = [canary.trial, state, _entry(ledger, state, reason), _text(ended), KEPT_S]
     return bool(await ledger.run(END, keys, args))
 
 

@@ -151,7 +151,7 @@ async def count_votes(ledger: Ledger, canary: Canary) -> None:
         if some:
             told = await _told(ledger, canary, [opinion_id for opinion_id, _ in some])
             own = [*_keys(ledger, canary.trial), keys.canary_voters(canary.trial)]
-            head = [canary.trial, ledger.settings.canary_votes_per_voter, repr(some[-1][1])]
+            head: list[str | int] = [canary.trial, ledger.settings.canary_votes_per_voter, repr(some[-1][1])]
             await ledger.run(VOTES, own, [*head, *told])
         if len(some) < BATCH:
             return

@@ -262,8 +262,8 @@ def ledger_command(stack: Stack) -> list[str]:
 
 
 def engine(stack: Stack, key: str) -> Service:
-    # Each served model: base (the zero adapter), live, previous and next adapter, and one that a client named.
-    slots = 5 * len(stack.names)
+    # Each served model: base (the zero adapter), live, previous and next adapter, the canary, and one a client named.
+    slots = 6 * len(stack.names)
     flags = {
         "--host": "127.0.0.1",
         "--port": str(stack.engine_port),

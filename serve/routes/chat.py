@@ -57,7 +57,9 @@ async def _ask(
     if sent["model"] == target.served_model:
         target, mark = here.canaries.assign(target, sent, client)
     await expect_servable(here, target)
-    asked = replace(asked_of(here, kind, target, request.state.number, client, sent), mark=mark)
+    asked = asked_of(here, kind, target, request.state.number, client, sent)
+    if mark is not None:
+        asked = replace(asked, mark=mark)
     if (wanted := request.headers.get(HEADER)) is not None:
         asked = sampled(asked, wanted, here)
     return Answer(here, asked)

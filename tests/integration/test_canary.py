@@ -18,7 +18,7 @@ from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
 
 Json = dict[str, Any]
 
-QUICK = {"canary_look_s": 0.05, "canary_min_units": 10, "canary_min_hours": 0}
+QUICK: Json = {"canary_look_s": 0.05, "canary_min_units": 10, "canary_min_hours": 0}
 
 
 @pytest.fixture
@@ -287,6 +287,26 @@ async def test_a_rollback_by_hand_ends_it_within_a_second(gateway: RunningGatewa
     assert (last["state"], last["reason"]) == ("candidate", "rolled back by hand: people complain")
     again = await gateway.operator.post("/v1/adapters/rollback", json={"reason": "people complain"})
     assert (again.status_code, again.json()["error"]["code"]) == (409, "nothing_to_roll_back_to")
+
+
+async def test_every_gateway_sees_a_rollback_within_a_second(
+    ledger: Ledger, tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    usual: Json = {"reconcile_every_s": 0.3}
+    async with (
+        running_gateway(ledger, tmp_path, engine, **usual) as one,
+        running_gateway(ledger, tmp_path, engine, **usual) as two,
+    ):
+        tried = await one.register(1, b"one")
+        await start(one, tried, 100)
+
+        async def answers_as(adapter: str) -> bool:
+            return bool((await two.chat()).json()["model"] == adapter)
+
+        await until(lambda: answers_as(tried), "the other gateway tries it too")
+        assert (await one.operator.post("/v1/adapters/rollback", json={"reason": "worse"})).status_code == 200
+
+        await until(lambda: answers_as("heed-base"), "the other gateway has stopped trying it", 1)
 
 
 async def test_whatever_moves_what_is_live_ends_it(gateway: RunningGateway) -> None:
