@@ -24,13 +24,13 @@ async def standing(ledger: Ledger, trial: Canary) -> Standing:
     return Standing(canary=trial, counts=counts, verdict=canary_verdict.judge(trial, counts, ledger.settings, now))
 
 
-async def look(ledger: Ledger) -> str | None:
-    """Take in the votes and act on the verdict; what was done, in words.
+async def look(ledger: Ledger, known: set[str]) -> str | None:
+    """Take in the votes and act on the verdict; what was done, in words. `known` as in canary_counts.look.
 
-    Every gateway may look as often as it likes: one a time counts, and what is done is done once.
+    Every gateway may look as often as it likes: one at a time counts, and what is done is done once.
     """
     trial, _ = await canary.tidied(ledger)
-    if trial is None or not await canary_counts.look(ledger, trial) or not trial.auto or trial.asked:
+    if trial is None or not await canary_counts.look(ledger, trial, known) or not trial.auto or trial.asked:
         return None
     verdict = (await standing(ledger, trial)).verdict
     if verdict.decision == "promote":

@@ -35,6 +35,8 @@ class Canaries:
         self._ledgers = ledgers
         self._settings = settings
         self._seen: dict[str, list[Seen]] = defaultdict(list)
+        self._known: dict[str, set[str]] = defaultdict(set)
+        self._away: set[str] = set()
 
     def assign(self, target: Target, sent: dict[str, Any], client: str) -> tuple[Target, Mark | None]:
         """Who answers a request for the served model's own name, and as what that counts."""
@@ -68,8 +70,11 @@ class Canaries:
                     if is_due and model in self._routing.canaries:
                         due = clock() + ledger.settings.canary_look_s
                         await self._look(model)
+                    self._away.discard(model)
                 except LedgerUnavailable as error:
-                    log.warning("the canary of %s was not looked at: %s", model, error)
+                    if model not in self._away:
+                        log.warning("canaries of %s stay as they are while the ledger is away: %s", model, error)
+                    self._away.add(model)
                 except Exception:  # the loop must outlive whatever one round meets
                     log.exception("a look at the canary of %s failed; the next one follows", model)
             await asyncio.sleep(self._settings.reconcile_every_s)
@@ -106,7 +111,7 @@ class Canaries:
         except LedgerUnavailable:
             self._seen[model] = waiting + self._seen[model]
             raise
-        if done := await canary_watch.look(self._ledgers[model]):
+        if done := await canary_watch.look(self._ledgers[model], self._known[model]):
             log.info("canary %s", done)
             await self.see(model)
             self._routing.nudge()

@@ -2,9 +2,9 @@
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from feedback import adapters, canary, canary_watch
 from feedback.canary import Canary
@@ -19,6 +19,7 @@ from serve.routes.adapters import LOOK_EVERY_S, ledger_of
 router = APIRouter(prefix="/v1", tags=["adapters"])
 
 Json = dict[str, Any]
+Reason = Annotated[str, Query(max_length=500)]
 
 
 @router.post("/adapters/{adapter_id}/canary")
@@ -34,7 +35,7 @@ async def start(adapter_id: str, body: CanaryRequest, here: Here, _: Operator) -
 
 
 @router.delete("/adapters/{adapter_id}/canary")
-async def stop(adapter_id: str, here: Here, _: Operator, reason: str = "") -> Json:
+async def stop(adapter_id: str, here: Here, _: Operator, reason: Reason = "") -> Json:
     """What is live answers everybody again, at once; it becomes a candidate again."""
     return await _stop(here, ledger_of(here, adapter_id), adapter_id, reason)
 

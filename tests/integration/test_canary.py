@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from feedback import adapters, canary, canary_watch, completions
+from feedback import adapters, canary, canary_watch, completions, voters
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.settings import LedgerSettings
@@ -169,14 +169,21 @@ async def test_its_answers_votes_and_failures_are_counted_apart_and_each_user_on
     assert [broken async for broken in violations(ledger) if "live" not in broken and "appendonly" not in broken] == []
 
 
-async def test_of_one_voter_only_a_few_votes_count(gateway: RunningGateway) -> None:
+async def test_of_one_voter_only_a_few_votes_count_and_of_who_is_not_heard_none(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
     tried = await gateway.register(1, b"one")
     await start(gateway, tried, 100)
+    await voters.enter(ledger, "contrary", "quarantined", "says the opposite")
+    for answer in (await asked(gateway, range(100, 103))).values():
+        body = {"completion_id": answer["id"], "rating": "down", "voter": "contrary"}
+        await gateway.http.post("/v1/votes", json=body)
     for i, answer in (await asked(gateway, range(12))).items():
         body = {"completion_id": answer["id"], "rating": "up", "voter": "eager" if i < 10 else "another"}
         await gateway.http.post("/v1/votes", json=body)
 
     await until(lambda: counted(gateway, "canary", "up", 7), "five of the one and two of the other are counted")
+    assert await counted(gateway, "canary", "down", 0)
 
 
 async def test_one_that_people_like_goes_live_by_itself_and_says_why(gateway: RunningGateway, ledger: Ledger) -> None:
@@ -221,7 +228,7 @@ async def test_without_auto_the_verdict_is_told_and_nothing_happens(gateway: Run
     await until(is_judged, "the verdict is there")
     found = await canary.running(ledger)
     assert found is not None
-    assert await canary_watch.look(ledger) is None
+    assert await canary_watch.look(ledger, set()) is None
     assert (await state(gateway, tried))["state"] == "canary"
 
 
