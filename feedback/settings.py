@@ -188,7 +188,9 @@ class LedgerSettings(BaseSettings):
         "100 times is not 100 opinions.",
     )
     canary_look_s: float = Field(
-        2, gt=0, description="How often answers and votes are counted and judged; one gateway does, in a few ms."
+        2,
+        gt=0,
+        description="How often answers and votes are counted and judged, by one gateway; nobody waits for less.",
     )
 
     redact: Annotated[tuple[PersonalKind, ...], NoDecode] = Field(

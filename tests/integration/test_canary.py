@@ -173,8 +173,10 @@ async def test_of_one_voter_only_a_few_votes_count_and_of_who_is_not_heard_none(
     gateway: RunningGateway, ledger: Ledger
 ) -> None:
     tried = await gateway.register(1, b"one")
-    await start(gateway, tried, 100)
+    earlier = (await gateway.chat()).json()["id"]
+    await gateway.http.post("/v1/votes", json={"completion_id": earlier, "rating": "down", "voter": "contrary"})
     await voters.enter(ledger, "contrary", "quarantined", "says the opposite")
+    await start(gateway, tried, 100)
     for answer in (await asked(gateway, range(100, 103))).values():
         body = {"completion_id": answer["id"], "rating": "down", "voter": "contrary"}
         await gateway.http.post("/v1/votes", json=body)
