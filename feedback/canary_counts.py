@@ -7,6 +7,7 @@ of those whose votes are not heard none. A vote counts as it stands when it is f
 changed afterwards, or no sequential test would hold.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -131,6 +132,24 @@ async def read(ledger: Ledger, trial: str) -> Counts:
     return Counts(control, canary)
 
 
+async def miscounted(ledger: Ledger, trial: str) -> str | None:
+    """What is wrong, where the sums are not those of the units that were seen; looked at in one step."""
+    pipe = ledger.redis.pipeline(transaction=True)
+    pipe.hget(ledger.keys.canary, "trial")
+    pipe.hgetall(ledger.keys.canary_counts(trial))
+    pipe.smembers(ledger.keys.canary_seen(trial))
+    running, found, seen = await ledger.reply(pipe.execute())
+    sides = [_side(found, arm) for arm in ARMS]
+    counted = sum(side.units for side in sides), sum(side.votes.n for side in sides)
+    kinds = Counter(unit.split(" ")[0] for unit in seen)
+    if running != trial or counted == (kinds["answer"], kinds["vote"]):
+        return None
+    return (
+        f"{trial} has counted {counted[0]} units by their answers and {counted[1]} by their votes, and has seen "
+        f"{kinds['answer']} and {kinds['vote']}"
+    )
+
+
 async def add(ledger: Ledger, trial: str, answers: Iterable[Seen]) -> None:
     """Those of a trial that has ended are dropped."""
     args: list[str | int | float] = [trial, MOST_UNITS]
@@ -163,7 +182,7 @@ async def count_votes(ledger: Ledger, canary: Canary, known: set[str]) -> None:
         new = [i for i in thumbs if i not in known]
         found.update(thumbs)
         if new:
-            args = [canary.trial, ledger.settings.canary_votes_per_voter, repr(some[-1][1])]
+            args: list[str | int] = [canary.trial, ledger.settings.canary_votes_per_voter, repr(some[-1][1])]
             await ledger.run(VOTES, own, [*args, keys.vote(""), keys.completion(""), *new])
         if len(some) < BATCH:
             break

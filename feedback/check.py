@@ -202,16 +202,8 @@ async def _canary(ledger: Ledger) -> AsyncIterator[str]:
         state = await ledger.reply(ledger.redis.hget(ledger.keys.adapter(adapter_id), "state"))
         if state == "canary" and adapter_id != tried:
             yield f"{adapter_id} says that it is the canary, and {tried or 'none'} is"
-    if running is None:
-        return
-    counts = await canary_counts.read(ledger, running.trial)
-    sides = (counts.control, counts.canary)
-    units = sum(side.units for side in sides), sum(side.votes.n for side in sides)
-    seen = Counter(
-        one.split(" ")[0] for one in await ledger.reply(ledger.redis.smembers(ledger.keys.canary_seen(running.trial)))
-    )
-    if await canary.running(ledger) == running and units != (seen["answer"], seen["vote"]):
-        yield f"{running.trial} counts {units} answers and votes of units and has seen {seen['answer'], seen['vote']}"
+    if running and (broken := await canary_counts.miscounted(ledger, running.trial)):
+        yield broken
 
 
 async def _durability(ledger: Ledger) -> AsyncIterator[str]:

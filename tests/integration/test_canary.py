@@ -166,7 +166,25 @@ async def test_its_answers_votes_and_failures_are_counted_apart_and_each_user_on
     assert unstored["object"] == "chat.completion"
     assert (await total("answered"), await total("all_answered"), await total("all_failed")) == (31, 61, 1)
     assert await gateway.count('heed_answers_total{outcome="answered",slot="canary"}') >= 2 * len(on_canary)
-    assert [broken async for broken in violations(ledger) if "live" not in broken and "appendonly" not in broken] == []
+    assert [broken async for broken in violations(ledger)] == []
+
+
+async def test_heed_check_finds_a_second_canary_and_units_that_were_counted_otherwise(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    tried, other = await gateway.register(1, b"one"), await gateway.register(2, b"two")
+    trial = (await start(gateway, tried, 100))["trial"]
+    await asked(gateway, range(3))
+    await until(lambda: counted(gateway, "canary", "answered", 3), "the answers are counted")
+
+    await adapters.enter(ledger, other, "canary", "by a bug")
+    await ledger.reply(ledger.redis.hincrby(ledger.keys.canary_counts(trial), "canary answered", 1))
+    broken = [one async for one in violations(ledger)]
+
+    assert broken == [
+        f"{other} says that it is the canary, and {tried} is",
+        f"{trial} has counted 4 units by their answers and 0 by their votes, and has seen 3 and 0",
+    ]
 
 
 async def test_of_one_voter_only_a_few_votes_count_and_of_who_is_not_heard_none(
