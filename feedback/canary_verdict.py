@@ -40,7 +40,7 @@ class Question(BaseModel):
     high: float | None = Field(description="None where there is no upper end yet.")
     sure: float = Field(description="The chance that this interval is right at every look there ever is.")
     limit: float = Field(description="What is held against it.")
-    outcome: Literal["open", "worse", "not_worse", "too_much", "too_little", "within"]
+    outcome: Literal["open", "worse", "not_worse", "better", "too_much", "too_little", "within"]
     words: str
 
 
@@ -71,11 +71,17 @@ def _decide(
     if votes.outcome == "worse":
         return "roll_back", votes.words
     age_s = now - canary.since
-    if votes.outcome == "not_worse":
+    if votes.outcome in ("better", "not_worse"):
         if counts.canary.units < limits.canary_min_units:
-            return "wait", f"{votes.words}; it has answered {counts.canary.units} of {limits.canary_min_units} units"
+            return (
+                "wait",
+                f"{votes.words}; it has answered {counts.canary.units} units of the {limits.canary_min_units} it takes",
+            )
         if age_s < limits.canary_min_hours * HOUR_S:
-            return "wait", f"{votes.words}; it has run for {age_s / HOUR_S:.1f} of {limits.canary_min_hours:g} hours"
+            return (
+                "wait",
+                f"{votes.words}; it has run for {age_s / HOUR_S:.1f} of the {limits.canary_min_hours:g} hours it takes",
+            )
         return "promote", votes.words
     if age_s >= limits.canary_max_hours * HOUR_S:
         return "undecided", f"undecided after {limits.canary_max_hours:g} hours: {votes.words}"
@@ -86,9 +92,11 @@ def _votes(counts: Counts, limits: LedgerSettings) -> Question:
     region = Region(counts.control.votes, counts.canary.votes, limits.canary_level / 2)
     low, high = region.difference()
     margin = limits.canary_margin
-    outcome: Literal["open", "worse", "not_worse"] = "open"
+    outcome: Literal["open", "worse", "not_worse", "better"] = "open"
     if high < 0:
         outcome = "worse"
+    elif low > 0:
+        outcome = "better"
     elif low > -margin:
         outcome = "not_worse"
     if not (region.canary.n and region.control.n):
@@ -97,6 +105,7 @@ def _votes(counts: Counts, limits: LedgerSettings) -> Question:
     seen = f"{_of(region.canary)} voted it up and {_of(region.control)} what is live"
     meaning = {
         "worse": "it is worse",
+        "better": "it is better",
         "not_worse": f"it is not worse by more than {_points(margin)}",
         "open": "which is neither worse nor surely good enough yet",
     }[outcome]
@@ -153,7 +162,7 @@ def _question(
     low: float,
     high: float,
     limit: float,
-    outcome: Literal["open", "worse", "not_worse", "too_much", "too_little", "within"],
+    outcome: Literal["open", "worse", "not_worse", "better", "too_much", "too_little", "within"],
     words: str,
 ) -> Question:
     return Question(

@@ -55,14 +55,15 @@ def test_a_mark_is_read_as_it_was_written() -> None:
     ("control", "canary", "decision", "words"),
     [
         (side(), side(), "wait", "both sides need some"),
-        (side(up=600, down=400), side(up=150, down=50), "promote", "not worse by more than 5 points"),
+        (side(up=600, down=400), side(up=180, down=20), "promote", "it is better"),
+        (side(up=6000, down=4000), side(up=6100, down=3900), "promote", "not worse by more than 5 points"),
         (side(up=600, down=400), side(up=50, down=150), "roll_back", "it is worse"),
         (side(up=600, down=400), side(up=60, down=40), "wait", "neither worse nor surely good enough"),
         (side(), side(failed=100), "roll_back", "failed"),
         (side(up=600, down=400), side(up=150, down=50, refused=300), "roll_back", "was a refusal"),
         (side(tokens=100), side(tokens=400), "roll_back", "surely more than 2 times as long"),
         (side(tokens=400), side(tokens=100), "roll_back", "surely under 1/2 of the length"),
-        (side(up=600, down=400), side(answered=60, up=58, down=2), "wait", "it has answered 60 of 100 units"),
+        (side(up=600, down=400), side(answered=60, up=58, down=2), "wait", "it has answered 60 units of the 100"),
     ],
 )
 def test_the_counts_decide(control: Side, canary: Side, decision: str, words: str) -> None:
