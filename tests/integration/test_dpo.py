@@ -237,6 +237,36 @@ def test_scoring_only_completions_on_cpu_changes_no_loss(
     assert losses["compact"] == pytest.approx(losses["every position"], abs=1e-5)
 
 
+def test_the_likelihood_term_without_doubt_or_length_is_that_of_trl(pocket: Path, tmp_path: Path) -> None:
+    trainer = built(pocket, tmp_path, sft_weight=0.7, sft_doubt=0.0, sft_length=0.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ours = trainer.compute_loss(trainer.model, batch).item()
+
+    trainer.loss_types, trainer.loss_weights = ["sigmoid", "sft"], [1.0, 0.7]
+    trainer._told = dpo.Hyperparameters(sft_weight=0.0)
+
+    assert ours == pytest.approx(trainer.compute_loss(trainer.model, batch).item(), abs=1e-6)
+
+
+def test_an_answer_that_pairs_speak_against_is_not_held_up_because_somebody_chose_it(
+    pocket: Path, tmp_path: Path
+) -> None:
+    crowd = preferring_steps(30, seed=3)
+    mistakes = [each | {"chosen": each["rejected"], "rejected": each["chosen"]} for each in preferring_steps(8, seed=4)]
+    train = write_rows(tmp_path / "rows.jsonl", crowd + mistakes)
+    likely = {}
+    for doubt in (0.0, 2.0):
+        folder = tmp_path / str(doubt)
+        told = dpo.Hyperparameters(sft_doubt=doubt)
+        run = Run(str(pocket), train, folder / "out", folder / "work", None, told)
+        trainer = dpo.build_trainer(run, encoded(pocket, train))
+        trainer.train()
+        lazy = [(row["prompt_ids"], row["rejected_ids"]) for row in trainer.train_dataset][:30]
+        likely[doubt] = sum(log_probabilities(trainer.model.eval(), lazy)) / 30
+
+    assert likely[2.0] < likely[0.0] - 1
+
+
 def test_no_recipe_tells_anybody_that_it_ran(tmp_path: Path) -> None:
     code = "import os, trainer.machine as m; m.prepare_environment(); print(os.environ['HF_HUB_DISABLE_TELEMETRY'])"
     environment = {key: value for key, value in ENV.items() if not key.startswith("HF_HUB")}
