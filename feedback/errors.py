@@ -10,6 +10,7 @@ FeedbackError
 ├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
+├── CredentialUnknown
 ├── TextTooLong
 └── RecordConflict
 """
@@ -134,6 +135,10 @@ class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
 
     retry_after_s = 1.0
+
+
+class CredentialUnknown(FeedbackError):
+    """No API key of this id was made here."""
 
 
 class TextTooLong(FeedbackError):
