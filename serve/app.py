@@ -99,7 +99,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
                 # Again and again: redis-py 8.1 lost 13 of 98 cancellations that came while it awaited a reply.
                 for task in going_on:
                     task.cancel()
-                _, going_on = await asyncio.wait(going_on, timeout=0.1)
+                going_on = (await asyncio.wait(going_on, timeout=0.1))[1]
             for replica in routing.replicas:
                 await replica.engine.close()
             if scorer is not None:
