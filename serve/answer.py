@@ -146,7 +146,7 @@ class Answer(Response):
                     self._first_s = self._asked.waited_s
                     headers = [*STREAM_HEADERS, *self._asked.headers]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
-                self._events += 1
+                self._events += events.count(b"\n\n")
                 if self._asked.records_tokens:
                     events = withhold_events(events, self._asked.sent)
                 await send({"type": "http.response.body", "body": events, "more_body": True})

@@ -167,10 +167,11 @@ def estimated(sent: Mapping[str, Any]) -> int:
 
 def duration(seconds: float) -> str:
     """As OpenAI's headers have it: 120ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms" if seconds > 0 else "0s"
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
+    milliseconds = math.ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    minutes, rest = divmod(milliseconds, 60_000)
+    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
 def _refusal(limit: Limit, asked: int, wait_ms: float, headers: list[Header]) -> Refused:
