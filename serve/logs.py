@@ -40,10 +40,15 @@ class Lines(Wordless):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(name)s %(levelname)s %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        told = super().formatMessage(record)
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        told = self.formatMessage(record)
         about = request_id.get()
-        return told if not about or about in record.message else f"{told} ({about})"
+        if about and about not in record.message:
+            told += f" ({about})"
+        # Not logging's own way, which takes the text that another handler has made of the failure, words and all.
+        return f"{told}\n{self.formatException(record.exc_info)}" if record.exc_info else told
 
 
 class JsonLines(Wordless):
