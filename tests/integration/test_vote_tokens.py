@@ -121,7 +121,7 @@ async def test_a_token_is_for_one_answer_and_one_voter(gateway: RunningGateway, 
 @pytest.mark.parametrize("forged", ["", ".", "x", "x.y", "a.b.c", "e30.e30", "é", "=" * 3000])
 async def test_what_was_not_signed_here_is_refused(gateway: RunningGateway, forged: str) -> None:
     reply = await gateway.http.post(
-        "/v1/votes", json={"completion_id": "chatcmpl-1", "rating": "up"}, headers={HEADER: forged.encode()}
+        "/v1/votes", json={"completion_id": "chatcmpl-1", "rating": "up"}, headers={HEADER.encode(): forged.encode()}
     )
 
     expect_envelope(reply, 401, "invalid_vote_token")
