@@ -11,6 +11,7 @@ FeedbackError
 ├── CanaryUnknown       CanaryRunning
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
+├── CredentialUnknown
 ├── TextTooLong
 └── RecordConflict
 """
@@ -147,6 +148,10 @@ class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
 
     retry_after_s = 1.0
+
+
+class CredentialUnknown(FeedbackError):
+    """No API key of this id was made here."""
 
 
 class TextTooLong(FeedbackError):

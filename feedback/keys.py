@@ -72,6 +72,15 @@ Uploaded files belong to no served model; their hash tag is `files`.
 
 file:ID                    string  until deleted          files                       files, jobs, trainer
 files                      zset    until deleted          files                       files.page
+
+Nor do API keys; their hash tag is `credentials`.
+
+credentials                hash    kept, revoked ones too credentials                 credentials
+credentials:version        string  kept (a counter)       credentials                 credentials.agree
+credentials:used           hash    kept (when last)       credentials.agree           credentials.page
+credentials:taken:NAME     string  TTL, as long as it is  credentials.agree           credentials.agree
+                                   to be waited for
+credentials:secret         string  kept                   credentials.agree           credentials.agree
 """
 
 import hashlib
@@ -318,6 +327,25 @@ class Keys:
 
     def key_pace(self, key: str) -> str:
         return self._key(f"key:{_name(key)}:pace")
+
+    @property
+    def credentials(self) -> str:
+        return "heed:{credentials}:credentials"
+
+    @property
+    def credentials_version(self) -> str:
+        return "heed:{credentials}:credentials:version"
+
+    @property
+    def credentials_used(self) -> str:
+        return "heed:{credentials}:credentials:used"
+
+    def credentials_taken(self, name: str) -> str:
+        return f"heed:{{credentials}}:credentials:taken:{name}"
+
+    @property
+    def credentials_secret(self) -> str:
+        return "heed:{credentials}:credentials:secret"
 
     def file(self, file_id: str) -> str:
         return f"heed:{{files}}:file:{file_id}"

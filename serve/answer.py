@@ -22,6 +22,7 @@ from serve.best_of import choose
 from serve.engine import EngineUnreachable, failure_of, next_bytes, read
 from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
+from serve.limits import estimated
 from serve.recorder import Asked, record
 from serve.routing import Replica
 from serve.sse import DONE, UNRECORDED, Transcript, failure_event
@@ -53,12 +54,15 @@ class Answer(Response):
         self._given: Completion | None = None
         self._started = False
         self._outcome = "left"
+        self._first_s: float | None = None
+        """From the arrival to the first byte, where it was streamed."""
+        self._events = 0
+        self._usage: dict[str, int] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         routing, metrics = self._gateway.routing, self._gateway.metrics
-        slot = routing.slot(self._asked.target)
-        in_flight = metrics.in_flight.labels(slot)
-        in_flight.inc()
+        seen = metrics.of(self._asked.target.served_model, routing.slot(self._asked.target))
+        seen.in_flight.inc()
         answering = asyncio.ensure_future(self._answer(send))
         leaving = asyncio.ensure_future(until_gone(receive))
         try:
@@ -72,11 +76,19 @@ class Answer(Response):
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
-            in_flight.dec()
-            metrics.answers.labels(slot, self._outcome).inc()
+            seen.in_flight.dec()
+            seen.ended(self._outcome, self._asked.waited_s, self._first_s, self._usage)
+            self._asked.allowance.settle(self._tokens())
             if self._asked.mark:
                 model = self._asked.target.served_model
                 self._gateway.canaries.note(model, self._asked.mark, self._outcome, self._given)
+
+    def _tokens(self) -> int:
+        """What its key's limit is charged: of an answer that was not read to its end, the events that were sent."""
+        if self._usage is not None:
+            return self._usage["total_tokens"]
+        is_charged = self._events or self._outcome == "left"
+        return estimated(self._asked.sent) + self._events if is_charged else 0
 
     async def _answer(self, send: Send) -> None:
         """Raises Refused, only while nothing has been sent."""
@@ -88,7 +100,10 @@ class Answer(Response):
                 self._gateway.metrics.retries.inc()
             async with self._gateway.routing.borrow(adapter, deadline) as replica:
                 try:
-                    async with replica.engine.ask(self._asked.path, body, self._asked.number) as upstream:
+                    async with (
+                        self._gateway.tracing.asking(self._asked.target) as trace,
+                        replica.engine.ask(self._asked.path, body, self._asked.number, trace) as upstream,
+                    ):
                         if upstream.status != 200:
                             await self._refuse(replica, upstream)
                         elif self._asked.is_stream:
@@ -112,12 +127,16 @@ class Answer(Response):
         is_recorded = await self._record(answer, best_of)
         if self._asked.records_tokens:
             body = orjson.dumps(withhold(answer, self._asked.sent))
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *self._asked.headers,
+        ]
         if best_of:
             headers.append((b"x-heed-best-of", b"%d" % best_of.compared))
         if not is_recorded:
             headers.append((b"x-heed-recorded", b"no"))
-        self._saw_first_byte()
+        self._started = True
         self._outcome = "answered"
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -127,8 +146,11 @@ class Answer(Response):
         try:
             async for events in _events(upstream, transcript):
                 if not self._started:  # an engine that dies before its first token can still be replaced
-                    self._saw_first_byte()
-                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                    self._started = True
+                    self._first_s = self._asked.waited_s
+                    headers = [*STREAM_HEADERS, *self._asked.headers]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                self._events += events.count(b"\n\n")
                 if self._asked.records_tokens:
                     events = withhold_events(events, self._asked.sent)
                 await send({"type": "http.response.body", "body": events, "more_body": True})
@@ -151,6 +173,7 @@ class Answer(Response):
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _record(self, answer: dict[str, Any], best_of: BestOf | None = None) -> bool:
+        self._usage = answer.get("usage")
         completion = self._asked.completion(answer, self._gateway, best_of)
         is_recorded = await record(self._asked, completion, self._gateway)
         self._given = completion
@@ -181,11 +204,6 @@ class Answer(Response):
         """No traffic until the hot swap has seen that it is well."""
         replica.forget()
         self._gateway.routing.nudge()
-
-    def _saw_first_byte(self) -> None:
-        self._started = True
-        slot = self._gateway.routing.slot(self._asked.target)
-        self._gateway.metrics.first_byte.labels(slot).observe(self._asked.waited_s)
 
 
 async def _events(upstream: aiohttp.ClientResponse, transcript: Transcript) -> AsyncIterator[bytes]:

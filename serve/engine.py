@@ -4,7 +4,7 @@ aiohttp and not httpx: per request httpx costs six times as much, and closing an
 response closes the connection, on which vLLM aborts the request.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ CONTROL_TIMEOUT_S = 60
 """Loading an adapter waits for the engine's loop; on a busy CPU that was seconds."""
 
 CONNECT_TIMEOUT_S = 5
+
+NO_TRACE: Mapping[str, str] = {}
 
 
 class EngineUnreachable(Exception):
@@ -52,12 +54,14 @@ class Engine:
             await self._opened.close()
 
     @asynccontextmanager
-    async def ask(self, path: str, body: bytes, request_id: str = "") -> AsyncIterator[aiohttp.ClientResponse]:
+    async def ask(
+        self, path: str, body: bytes, request_id: str = "", trace: Mapping[str, str] = NO_TRACE
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's answer as it comes. Leaving the block early aborts the request there.
 
         `request_id` becomes the end of the completion's id: vLLM answers `chatcmpl-` plus X-Request-Id.
         """
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers = {"content-type": "application/json", "x-request-id": request_id, **trace}
         with _unreachable():
             response = await self._session.post(self.url + path, data=body, headers=headers)
         try:

@@ -64,6 +64,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.UploadInvalid: Meaning(400, "invalid_file", "file"),
     ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
     ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
+    ledger.CredentialUnknown: Meaning(404, "key_not_found"),
     ledger.TextTooLong: Meaning(413, "text_too_long"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from feedback.records import IMPORTED, Preferred, Rating
+from feedback.records import IMPORTED, Preferred, Rating, Role
 
 
 def _names(text: str) -> frozenset[str]:
@@ -222,6 +222,20 @@ class JobRequest(Body):
         False,
         description="Beyond OpenAI's: answer with such a job's `plan`, its data and its cost; train nothing.",
     )
+
+
+class KeyLimits(Body):
+    requests_per_minute: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        None, description="Answers a minute; 0 for any number, left out for HEED_KEY_REQUESTS_PER_MINUTE."
+    )
+    tokens_per_minute: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        None, description="Tokens of prompts and answers a minute, in the same way."
+    )
+
+
+class KeyRequest(KeyLimits):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = Field(description="Whose it is.")
+    role: Role = "client"
 
 
 class ReasonRequest(Body):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable, TextTooLong
 from feedback.records import BestOf, Choice, Completion, Message, prompt_digest
 from serve.gateway import Gateway
+from serve.limits import UNLIMITED, Allowance
 from serve.routing import Target
 
 log = logging.getLogger("heed.gateway")
@@ -48,6 +50,9 @@ class Asked:
     samples: int | None = None
     mark: Mark | None = None
     """Where a canary runs."""
+    allowance: Allowance = UNLIMITED
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Of its answer: what is left of the key's limits, and the vote token."""
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -120,10 +125,13 @@ async def record(asked: Asked, completion: Completion, gateway: Gateway) -> bool
     """Whether the ledger has what it should have; a ledger that is down does not take the answer from the client."""
     if not asked.is_recorded:
         return True
+    began = time.perf_counter()
     try:
-        await completions.record(asked.ledger, completion)
+        with gateway.tracing.recording():
+            await completions.record(asked.ledger, completion)
     except (LedgerUnavailable, TextTooLong) as error:
         gateway.metrics.unrecorded.inc()
         log.warning("req-%s was answered and not recorded: %s", asked.number, error)
         return False
+    gateway.metrics.ledger.observe(time.perf_counter() - began)
     return True

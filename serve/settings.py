@@ -1,7 +1,7 @@
 """What the gateway can be told, and why each default is what it is."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -38,6 +38,46 @@ class GatewaySettings(BaseSettings):
     )
     client_keys: Names = Field(
         (), description="Keys of clients, plain or as sha256:HEX; none: no key is needed, on loopback only."
+    )
+    require_keys: bool = Field(
+        False,
+        description="Ask for a key also where HEED_CLIENT_KEYS has none: for those that `heed keys create` makes. "
+        "Off: the first chat on one's own machine should need no key.",
+    )
+    accord_every_s: float = Field(
+        0.25,
+        gt=0,
+        le=60,
+        description="How often gateway processes tell each other through the ledger what keys took of their limits, "
+        "and hear of keys made and revoked: one small request each time, and a revoked key is refused within a second.",
+    )
+    key_requests_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Answers that one key may ask for in a minute, unless it was made with its own limit; 0 for any "
+        "number. What is right depends on the machine, and without a limit nothing is refused; operators have none.",
+    )
+    key_tokens_per_minute: int = Field(
+        0, ge=0, description="Tokens of prompts and answers that one key may use in a minute, as the requests above."
+    )
+    vote_token_hours: float = Field(
+        168,
+        ge=0,
+        description="How long the token that comes with an answer lets its reader vote on it without a key, 0 for no "
+        "tokens; a week, for people come back to a conversation.",
+    )
+    cors_origins: Names = Field(
+        (),
+        description="Origins of web pages that browsers may let call this API, such as https://chat.example.org, or *. "
+        "None: a product's server usually asks, and a page needs no more than it.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Of the log on stderr; json is one object a line, for collectors."
+    )
+    access_log: bool = Field(
+        False,
+        description="A line for each request when it has ended. Off: the metrics count them, and a line costs CPU time "
+        "(docs/observing.md).",
     )
     allowed_hosts: Names = Field(
         (), description="More Host names to answer to without client keys; others are refused (DNS rebinding)."
@@ -100,7 +140,7 @@ class GatewaySettings(BaseSettings):
         1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."
     )
 
-    @field_validator("models", "client_keys", "allowed_hosts", "extra_parameters", mode="before")
+    @field_validator("models", "client_keys", "cors_origins", "allowed_hosts", "extra_parameters", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -154,7 +154,9 @@ async def test_a_client_that_leaves_a_stream_ends_the_engines_work(gateway: Runn
         assert len(gateway.engine.running) == 1
 
     await until(lambda: gateway.engine.aborted and not gateway.engine.running, "the engine stopped")
-    await until(lambda: _counted(gateway, 'heed_answers_total{outcome="left",slot="live"}'), "it was counted")
+    await until(
+        lambda: _counted(gateway, 'heed_answers_total{model="heed",outcome="left",slot="live"}'), "it was counted"
+    )
 
 
 async def test_a_client_that_leaves_a_whole_answer_ends_the_engines_work(gateway: RunningGateway) -> None:
@@ -212,7 +214,7 @@ async def test_the_engines_refusals_reach_the_client_in_the_envelope(gateway: Ru
 async def test_requests_wait_for_a_restarting_engine(gateway: RunningGateway) -> None:
     await gateway.engine.stop()
     asking = [asyncio.create_task(gateway.chat()), asyncio.create_task(gateway.chat(stream=True))]
-    await until(lambda: _counted(gateway, 'heed_in_flight{slot="live"}'), "requests wait")
+    await until(lambda: _counted(gateway, 'heed_in_flight{model="heed",slot="live"}'), "requests wait")
 
     await gateway.engine.start()
 
