@@ -19,6 +19,7 @@ from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.metrics import Metrics
+from serve.replicas import Replica
 from serve.routes import (
     adapters,
     canary,
@@ -36,7 +37,7 @@ from serve.routes import (
     voters,
     votes,
 )
-from serve.routing import Replica, Routing
+from serve.routing import Routing
 from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 
@@ -50,8 +51,12 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     expect_redactable(settings, first)
     metrics.watch(first.redaction.replaced)
     ledgers = {model: first.of(model) for model in settings.models}
+    replicas = [
+        Replica(Engine(url, settings.engine_key, settings.engine_silence_s), f"engine {number}")
+        for number, url in enumerate(settings.engines, 1)
+    ]
     routing = Routing(
-        settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
+        settings.models, replicas, settings.affinity_slack, settings.queue_limit, settings.in_flight_limit
     )
     hotswap = HotSwap(routing, ledgers, settings, metrics)
     canaries = Canaries(routing, ledgers, settings)

@@ -1,9 +1,12 @@
 """From what was asked and what was answered to the ledger's record of it."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import orjson
 
 from feedback import completions
 from feedback.canary import Mark
@@ -48,6 +51,8 @@ class Asked:
     samples: int | None = None
     mark: Mark | None = None
     """Where a canary runs."""
+    patience_s: float = math.inf
+    """How long the client waits, where it says so."""
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -72,6 +77,19 @@ class Asked:
         if self.kind == "chat.completion":
             return list(self.sent["messages"])
         return [{"role": "user", "content": self.sent["prompt"]}]
+
+    @property
+    def conversation(self) -> bytes:
+        """The same for each turn of a conversation: OpenAI's `prompt_cache_key`, or its beginning, to the first word of
+        its user."""
+        if key := self.sent.get("prompt_cache_key"):
+            return str(key).encode()
+        beginning: list[object] = []
+        for message in self.messages:
+            beginning.append(message.get("content"))
+            if message.get("role") == "user":
+                break
+        return orjson.dumps(beginning)
 
     @property
     def completion_id(self) -> str:
