@@ -24,7 +24,7 @@ from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
 from serve.limits import estimated
 from serve.recorder import Asked, record
-from serve.routing import Replica
+from serve.replicas import Replica
 from serve.sse import DONE, UNRECORDED, Transcript, failure_event
 
 log = logging.getLogger("heed.gateway")
@@ -53,6 +53,7 @@ class Answer(Response):
         """As the client got it, once the ledger has it."""
         self._given: Completion | None = None
         self._started = False
+        self._is_broken = False
         self._outcome = "left"
         self._first_s: float | None = None
         """From the arrival to the first byte, where it was streamed."""
@@ -66,9 +67,14 @@ class Answer(Response):
         answering = asyncio.ensure_future(self._answer(send))
         leaving = asyncio.ensure_future(until_gone(receive))
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            limit_s = self._gateway.settings.answer_timeout_s
+            ended, _ = await asyncio.wait({answering, leaving}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 await answering  # raises what it raised
+            elif not ended:
+                answering.cancel()
+                await asyncio.wait({answering})
+                await self._end_late(send, limit_s)
         except Refused as refused:
             self._outcome = "refused" if refused.status_code < 500 else "failed"
             raise
@@ -90,36 +96,50 @@ class Answer(Response):
         is_charged = self._events or self._outcome == "left"
         return estimated(self._asked.sent) + self._events if is_charged else 0
 
+    async def _end_late(self, send: Send, limit_s: float) -> None:
+        """Raises Refused (504) where nothing has been sent."""
+        self._outcome = "failed"
+        words = f"the answer took longer than {limit_s:g} s (HEED_ANSWER_TIMEOUT_S); ask for less of it"
+        if not self._started:
+            raise Refused(504, "answer_timeout", words)
+        end = failure_event(504, "answer_timeout", words)
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
     async def _answer(self, send: Send) -> None:
         """Raises Refused, only while nothing has been sent."""
         body = orjson.dumps(self._asked.forwarded)
-        deadline = asyncio.get_running_loop().time() + self._gateway.settings.engine_wait_s
-        adapter = self._asked.target.adapter
+        patience = min(self._gateway.settings.engine_wait_s, self._asked.patience_s)
+        deadline = asyncio.get_running_loop().time() + patience
+        adapter, conversation = self._asked.target.adapter, self._asked.conversation
         for attempt in range(ATTEMPTS):
             if attempt:
+                if asyncio.get_running_loop().time() > deadline:
+                    break
                 self._gateway.metrics.retries.inc()
-            async with self._gateway.routing.borrow(adapter, deadline) as replica:
+            async with self._gateway.routing.borrow(adapter, deadline, conversation) as replica:
+                life = replica.life
                 try:
                     async with (
                         self._gateway.tracing.asking(self._asked.target) as trace,
                         replica.engine.ask(self._asked.path, body, self._asked.number, trace) as upstream,
                     ):
                         if upstream.status != 200:
-                            await self._refuse(replica, upstream)
-                        elif self._asked.is_stream:
-                            return await self._stream(upstream, send)
-                        else:
-                            return await self._whole(upstream, send)
+                            await self._refuse(replica, life, upstream)
+                            continue
+                        await (self._stream if self._asked.is_stream else self._whole)(upstream, send)
+                        if self._is_broken:
+                            self._doubt(replica, life, "broke within an answer")
+                        return
                 except EngineUnreachable as error:
-                    log.warning("req-%s: the engine broke before the first byte: %s", self._asked.number, error)
-                    self._doubt(replica)
-        raise unavailable("engine_unavailable", "the engine broke each time the request was sent; try again shortly")
+                    log.warning("req-%s: %s broke before the first byte: %s", self._asked.number, replica.name, error)
+                    self._doubt(replica, life, f"broke within a request ({error})")
+        raise unavailable("engine_unavailable", "engines broke whenever the request was sent to one; try again shortly")
 
     async def _whole(self, upstream: aiohttp.ClientResponse, send: Send) -> None:
         body = await read(upstream)
         answer = orjson.loads(body)
         if any(choice.get("finish_reason") == "abort" for choice in answer["choices"]):
-            raise unavailable("engine_aborted", "the engine stopped before the answer was whole; try again", 1)
+            raise EngineUnreachable("it aborted the answer")
         best_of = None
         if self._asked.samples:
             answer, best_of = await choose(answer, self._asked, self._gateway)
@@ -157,8 +177,10 @@ class Answer(Response):
         except EngineUnreachable as error:
             if not self._started:
                 raise
+            self._is_broken = True
             transcript.failure = f"the engine broke within the answer ({error})"
         if transcript.failure is None and not transcript.is_done:
+            self._is_broken = True
             transcript.failure = "the engine ended the answer too early"
         if transcript.failure:
             if not self._started:
@@ -180,7 +202,7 @@ class Answer(Response):
         self.recorded = completion if is_recorded else None
         return is_recorded
 
-    async def _refuse(self, replica: Replica, upstream: aiohttp.ClientResponse) -> None:
+    async def _refuse(self, replica: Replica, life: int, upstream: aiohttp.ClientResponse) -> None:
         """Return if it is worth another try, which then waits for an engine that is well. Raises Refused."""
         status = upstream.status
         message, param = failure_of(await read(upstream))
@@ -195,15 +217,17 @@ class Answer(Response):
             code = "context_length_exceeded" if is_too_long else "invalid_value" if param else "invalid_request"
             raise Refused(status, code, words, param)
         elif status == 503 or not await replica.engine.is_healthy():
-            self._doubt(replica)
+            self._doubt(replica, life, f"refused a request with status {status}")
         else:
             log.warning("req-%s: the engine failed with %s: %s", self._asked.number, status, words)
             raise Refused(502, "engine_failed", "the engine failed on this request; ask again, or ask less of it")
 
-    def _doubt(self, replica: Replica) -> None:
-        """No traffic until the hot swap has seen that it is well."""
-        replica.forget()
-        self._gateway.routing.nudge()
+    def _doubt(self, replica: Replica, life: int, why: str) -> None:
+        """No traffic until the hot swap has seen that it is well; many requests may see one death."""
+        if replica.life == life:
+            settings = self._gateway.settings
+            replica.eject(why, settings.engine_rest_s, settings.engine_rest_max_s)
+            self._gateway.routing.nudge()
 
 
 async def _events(upstream: aiohttp.ClientResponse, transcript: Transcript) -> AsyncIterator[bytes]:

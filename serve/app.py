@@ -25,6 +25,7 @@ from serve.hotswap import HotSwap
 from serve.keyring import Keyring
 from serve.limits import Limits
 from serve.metrics import Metrics
+from serve.replicas import Replica
 from serve.routes import (
     adapters,
     canary,
@@ -43,7 +44,7 @@ from serve.routes import (
     voters,
     votes,
 )
-from serve.routing import Replica, Routing
+from serve.routing import Routing
 from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 from serve.tracing import Traced, open_tracing
@@ -75,8 +76,12 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     first = open_ledger(ledger_settings, settings.models[0])
     expect_redactable(settings, first)
     ledgers = {model: first.of(model) for model in settings.models}
+    replicas = [
+        Replica(Engine(url, settings.engine_key, settings.engine_silence_s), f"engine {number}")
+        for number, url in enumerate(settings.engines, 1)
+    ]
     routing = Routing(
-        settings.models, [Replica(Engine(settings.engine_url, settings.engine_key, settings.engine_silence_s))]
+        settings.models, replicas, settings.affinity_slack, settings.queue_limit, settings.in_flight_limit
     )
     metrics.watch(first.redaction.replaced, routing.replicas, routing.waiting)
     limits, tokens = Limits(settings, metrics), VoteTokens(settings.vote_token_hours)

@@ -28,12 +28,11 @@ CHAT = SAMPLING | _names(
 )
 TEXT = SAMPLING | {"prompt", "suffix"}
 
-OURS = frozenset({"store", "metadata", "user"})
-"""Meant for the ledger, of no use to the engine."""
+OURS = frozenset({"store", "metadata", "user", "prompt_cache_key"})
+"""Meant for the ledger and for the choice of an engine, of no use to the engine."""
 
 WITHOUT_EFFECT = _names(
-    "modalities prediction prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier service_tier "
-    "verbosity"
+    "modalities prediction prompt_cache_options prompt_cache_retention safety_identifier service_tier verbosity"
 )
 """OpenAI's fields about billing, caching and style that have no meaning here; clients send them by habit."""
 
@@ -80,6 +79,9 @@ class Sampling(BaseModel):
     store: bool | None = None
     metadata: Metadata | None = None
     user: str | None = None
+    prompt_cache_key: str | None = Field(
+        None, max_length=512, description="Requests with one key go to one engine, which has their beginning cached."
+    )
 
 
 class ChatRequest(Sampling):

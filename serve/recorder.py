@@ -1,10 +1,13 @@
 """From what was asked and what was answered to the ledger's record of it."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import orjson
 
 from feedback import completions
 from feedback.canary import Mark
@@ -53,6 +56,8 @@ class Asked:
     allowance: Allowance = UNLIMITED
     headers: Sequence[tuple[bytes, bytes]] = ()
     """Of its answer: what is left of the key's limits, and the vote token."""
+    patience_s: float = math.inf
+    """How long the client waits, where it says so."""
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -77,6 +82,19 @@ class Asked:
         if self.kind == "chat.completion":
             return list(self.sent["messages"])
         return [{"role": "user", "content": self.sent["prompt"]}]
+
+    @property
+    def conversation(self) -> bytes:
+        """The same for each turn of a conversation: OpenAI's `prompt_cache_key`, or its beginning, to the first word of
+        its user."""
+        if key := self.sent.get("prompt_cache_key"):
+            return str(key).encode()
+        beginning: list[object] = []
+        for message in self.messages:
+            beginning.append(message.get("content"))
+            if message.get("role") == "user":
+                break
+        return orjson.dumps(beginning)
 
     @property
     def completion_id(self) -> str:

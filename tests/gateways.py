@@ -122,14 +122,14 @@ async def served(settings: GatewaySettings, ledger_settings: LedgerSettings) -> 
 
 @asynccontextmanager
 async def running_gateway(
-    ledger: Ledger, var: Path, engine: ScriptedEngine, ready: bool = True, **settings: Any
+    ledger: Ledger, var: Path, engine: ScriptedEngine, *more: ScriptedEngine, ready: bool = True, **settings: Any
 ) -> AsyncIterator[RunningGateway]:
     zero = var / "adapters" / "heed-base"
     if not zero.exists():
         write_adapter(zero)
     given: dict[str, Any] = {
         "var": var,
-        "engine_url": engine.url,
+        "engines": ",".join(one.url for one in (engine, *more)),
         "engine_key": engine.key,
         "base_adapter": str(zero),
         "operator_key": OPERATOR,

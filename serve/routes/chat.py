@@ -1,5 +1,7 @@
 """Ask for an answer: POST /v1/chat/completions and, for old clients, POST /v1/completions."""
 
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,9 @@ def documented(shape: type[Sampling]) -> dict[str, Any]:
     content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
     return {"requestBody": {"required": True, "content": content}}
 
+
+PATIENCE = "x-stainless-read-timeout"
+"""How long OpenAI's official clients wait for something to come, in seconds; they send it with each request."""
 
 BEST_OF = {
     "name": HEADER,
@@ -61,11 +66,16 @@ async def _ask(
     allowance = here.limits.admit(asker, estimated(sent))
     await expect_servable(here, target)
     asked = asked_of(here, kind, target, request.state.number, asker.name, sent, allowance=allowance)
-    if mark is not None:
-        asked = replace(asked, mark=mark)
+    if mark is not None or PATIENCE in request.headers:
+        asked = replace(asked, mark=mark, patience_s=_patience(request.headers.get(PATIENCE)))
     if (wanted := request.headers.get(HEADER)) is not None:
         asked = sampled(asked, wanted, here)
     return Answer(here, asked)
+
+
+def _patience(said: str | None) -> float:
+    """Seconds; from whoever says something else we hear nothing."""
+    return float(said) if said and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", said) else math.inf
 
 
 def asked_of(

@@ -193,12 +193,14 @@ async def test_a_whole_answer_is_asked_for_again_when_the_engine_breaks(gateway:
     assert await gateway.count("heed_retries_total") == 1
 
 
-async def test_an_aborted_whole_answer_is_a_failure(gateway: RunningGateway) -> None:
+async def test_an_aborted_whole_answer_is_a_failure_and_is_asked_for_again(gateway: RunningGateway) -> None:
     gateway.engine.scripts.append(Script(finish="abort"))
+    once = await gateway.chat()
+    gateway.engine.scripts.extend([Script(finish="abort")] * 3)
+    thrice = await gateway.chat()
 
-    reply = await gateway.chat()
-
-    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_aborted")
+    assert once.json()["choices"][0]["finish_reason"] == "stop"
+    assert (thrice.status_code, thrice.json()["error"]["code"]) == (503, "engine_unavailable")
 
 
 async def test_the_engines_refusals_reach_the_client_in_the_envelope(gateway: RunningGateway) -> None:
