@@ -175,10 +175,9 @@ class HotSwap:
         able = [replica for replica in self._routing.up() if name == base or base in replica.holds]
         if name == base:
             return await self._hold_base(able, model)
-        first, *others = able or [None]
-        if first is None or not await self._take_up(first, model, name):
+        if not able or not await self._take_up(able[0], model, name):
             return False
-        taken = await asyncio.gather(*(self._take_up(one, model, name) for one in others), return_exceptions=True)
+        taken = await asyncio.gather(*(self._take_up(one, model, name) for one in able[1:]), return_exceptions=True)
         for error in taken:
             if isinstance(error, BaseException):
                 raise error
