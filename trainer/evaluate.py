@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -210,10 +211,14 @@ class Bench:
         return Said(text=self.tokenizer.decode(answer, skip_special_tokens=True), tokens=len(answer), ended=True)
 
     def _liked(self, answers: Sequence[list[int]], margins: Sequence[float]) -> Speech:
-        """How preferred answers look, of the pairs that the candidate agrees with: where one vote in ten is a mistake,
-        up to half of the pairs rest on one, and what is preferred by mistake looks like anything."""
-        agreed = [answer for answer, margin in zip(answers, margins, strict=True) if margin > 0]
-        return speech([self._read(answer) for answer in agreed or answers])
+        """How preferred answers look, of the pairs that the candidate agrees with, at their median length.
+
+        Where one vote in ten is a mistake, up to half of the pairs rest on one, and what is preferred by mistake is of
+        any length. The candidate has learnt some of those as well, and a few of four times the length move a mean.
+        """
+        agreed = [self._read(answer) for answer, margin in zip(answers, margins, strict=True) if margin > 0]
+        liked = agreed or [self._read(answer) for answer in answers]
+        return speech(liked).model_copy(update={"length": float(median(one.tokens for one in liked))})
 
     def _taught(self, some: Sequence[Pairs]) -> list[GuardScore]:
         """A taste may be learnt and not show yet: what was never said before takes rounds to be said."""

@@ -248,23 +248,23 @@ def test_the_likelihood_term_without_doubt_or_length_is_that_of_trl(pocket: Path
     assert ours == pytest.approx(trainer.compute_loss(trainer.model, batch).item(), abs=1e-6)
 
 
-def test_an_answer_that_pairs_speak_against_is_not_held_up_because_somebody_chose_it(
-    pocket: Path, tmp_path: Path
-) -> None:
-    crowd = preferring_steps(30, seed=3)
-    mistakes = [each | {"chosen": each["rejected"], "rejected": each["chosen"]} for each in preferring_steps(8, seed=4)]
-    train = write_rows(tmp_path / "rows.jsonl", crowd + mistakes)
-    likely = {}
-    for doubt in (0.0, 2.0):
-        folder = tmp_path / str(doubt)
-        told = dpo.Hyperparameters(sft_doubt=doubt)
-        run = Run(str(pocket), train, folder / "out", folder / "work", None, told)
-        trainer = dpo.build_trainer(run, encoded(pocket, train))
-        trainer.train()
-        lazy = [(row["prompt_ids"], row["rejected_ids"]) for row in trainer.train_dataset][:30]
-        likely[doubt] = sum(log_probabilities(trainer.model.eval(), lazy)) / 30
+def test_an_answer_is_held_up_as_far_as_the_policy_has_come_to_like_it(pocket: Path, tmp_path: Path) -> None:
+    trainer = built(pocket, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    as_likely_as_at_first = batch["ref_chosen_logps"]
 
-    assert likely[2.0] < likely[0.0] - 1
+    def held_up(nats: float) -> float:
+        """What the likelihood term adds to the loss where answers have become more likely by so much."""
+        inputs = batch | {"ref_chosen_logps": as_likely_as_at_first - nats}
+        losses = []
+        for told in (dpo.Hyperparameters(), dpo.Hyperparameters(sft_weight=0.0)):
+            trainer._told = told
+            losses.append(trainer.compute_loss(trainer.model, inputs).item())
+        return losses[0] - losses[1]
+
+    assert held_up(0) > 0.1
+    assert held_up(20) == pytest.approx(2 * held_up(0), rel=1e-3)
+    assert held_up(-20) == pytest.approx(0, abs=1e-3)
 
 
 def test_no_recipe_tells_anybody_that_it_ran(tmp_path: Path) -> None:
