@@ -31,6 +31,7 @@ from serve.routes import (
     loop,
     models,
     prompts,
+    responses,
     voters,
     votes,
 )
@@ -84,7 +85,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keys = keys
-    rooms = (chat, votes, completions, models, comparisons, prompts, voters)  # matched in this order
+    rooms = (chat, responses, votes, completions, models, comparisons, prompts, voters)  # matched in this order
     for room in (*rooms, jobs, adapters, files, exchange, erasure, loop, health):
         app.include_router(room.router)
     errors.install(app)

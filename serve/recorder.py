@@ -8,7 +8,7 @@ from typing import Any, Literal
 from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable, TextTooLong
-from feedback.records import BestOf, Choice, Completion, Message, prompt_digest
+from feedback.records import BestOf, Choice, Completion, Message, ResponseOf, prompt_digest
 from serve.gateway import Gateway
 from serve.routing import Target
 
@@ -45,6 +45,7 @@ class Asked:
     comparison: str | None = None
     records_tokens: bool = False
     samples: int | None = None
+    response: ResponseOf | None = None
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -98,6 +99,7 @@ class Asked:
             template=gateway.template,
             prompt_token_ids=answer.get("prompt_token_ids") if self.records_tokens else None,
             best_of=best_of,
+            response=self.response,
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from feedback import adapters
 from feedback.errors import AdapterUnknown
@@ -21,7 +21,7 @@ from serve.routing import Target
 router = APIRouter(prefix="/v1", tags=["chat"])
 
 
-def documented(shape: type[Sampling]) -> dict[str, Any]:
+def documented(shape: type[BaseModel]) -> dict[str, Any]:
     content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -84,7 +84,7 @@ def asked_of(
     return Asked(kind, path, target, ledger, number, client, sent, forwarded, comparison, records_tokens)
 
 
-def read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
+def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[str, Any]:
     """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)
