@@ -1,9 +1,9 @@
 """Ask for an answer in the words of OpenAI's newer API: /v1/responses. Read and deleted by who asked for it."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from feedback import completions, erasure
 from feedback.errors import CompletionUnknown
@@ -11,7 +11,7 @@ from feedback.records import Completion
 from serve.auth import Client, Reader
 from serve.best_of import HEADER, sampled
 from serve.errors import QUOTED_CHARACTERS, Refused
-from serve.gateway import Gateway, Here, page
+from serve.gateway import After, Gateway, Here, Limit, Order, page_within
 from serve.protocol import RESPONSES, ResponseRequest
 from serve.response_events import ResponseAnswer
 from serve.response_items import items_of
@@ -62,19 +62,15 @@ async def list_input_items(
     response_id: str,
     here: Here,
     reader: Reader,
-    after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: str = "desc",
+    after: After = None,
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> Json:
     """All that was answered, with what came before by previous_response_id."""
     found = await _found(here, response_id, reader)
     assert found.response is not None
     items = items_of(found.messages[found.response.has_instructions :], found.id.removeprefix(CHAT_ID))
-    if order == "desc":
-        items.reverse()
-    ids = [item["id"] for item in items]
-    start = ids.index(after) + 1 if after in ids else 0
-    return page(items[start : start + limit], len(items) > start + limit)
+    return page_within(items, after, limit, order)
 
 
 async def _previous(here: Gateway, response_id: str, reader: str | None) -> Completion:
