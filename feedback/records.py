@@ -77,6 +77,13 @@ class BestOf(Record):
         return len(self.rewards) or 1
 
 
+class ResponseOf(Record):
+    """What the messages of an answer by /v1/responses do not tell of its request."""
+
+    previous: str | None = Field(None, description="Id of the response it went on from.")
+    has_instructions: bool = Field(False, description="Whether its first message was given as instructions.")
+
+
 class Completion(Record):
     """An answer as the client got it, with all that is needed to learn from it."""
 
@@ -106,6 +113,7 @@ class Completion(Record):
     best_of: BestOf | None = Field(
         None, description="There where a reward model was to choose: the best of n is another policy than the adapter."
     )
+    response: ResponseOf | None = Field(None, description="There if it was asked for by /v1/responses.")
 
     @model_validator(mode="after")
     def _list_indexes(self) -> Self:

@@ -41,6 +41,7 @@ from serve.routes import (
     loop,
     models,
     prompts,
+    responses,
     voters,
     votes,
 )
@@ -136,7 +137,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     )
     app.state.gateway = gateway
     app.state.keyring = keyring
-    rooms = (chat, votes, completions, models, comparisons, prompts, voters)  # matched in this order
+    rooms = (chat, responses, votes, completions, models, comparisons, prompts, voters)  # matched in this order
     for room in (*rooms, keys, jobs, adapters, canary, files, exchange, erasure, loop, health):
         app.include_router(room.router)
     errors.install(app)

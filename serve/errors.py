@@ -19,7 +19,19 @@ from starlette.responses import Response
 
 from feedback import errors as ledger
 
-PRIVATE = {"messages", "prompt", "correction", "comment", "chosen", "rejected", "metadata", "user", "voter"}
+PRIVATE = {
+    "messages",
+    "prompt",
+    "input",
+    "instructions",
+    "correction",
+    "comment",
+    "chosen",
+    "rejected",
+    "metadata",
+    "user",
+    "voter",
+}
 """Fields that hold what people wrote."""
 
 UNION_MEMBERS = {"str", "int", "float", "bool", "dict", "list", "bytes"}

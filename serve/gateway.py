@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request
 
@@ -66,6 +66,7 @@ async def _gateway(request: Request) -> Gateway:  # async, or FastAPI would ask 
 Here = Annotated[Gateway, Depends(_gateway)]
 After = Annotated[str | None, Query(description="Last id of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["asc", "desc"]
 Model = Annotated[str | None, Query(description="Served model; default: the first one.")]
 
 
@@ -73,3 +74,11 @@ def page(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
     """OpenAI's list."""
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more}
+
+
+def page_within(data: list[dict[str, Any]], after: str | None, limit: int, order: Order) -> dict[str, Any]:
+    """One page of a list that is all here, oldest first."""
+    ordered = data if order == "asc" else data[::-1]
+    ids = [entry["id"] for entry in ordered]
+    start = ids.index(after) + 1 if after in ids else 0
+    return page(ordered[start : start + limit], len(ordered) > start + limit)

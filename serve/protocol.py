@@ -28,6 +28,17 @@ CHAT = SAMPLING | _names(
 )
 TEXT = SAMPLING | {"prompt", "suffix"}
 
+RESPONSES_EXTRAS = _names(
+    "seed stop top_k min_p min_tokens frequency_penalty presence_penalty repetition_penalty logit_bias "
+    "structured_outputs chat_template_kwargs"
+)
+"""Parameters of the engine that pass through /v1/responses as they are."""
+RESPONSES = RESPONSES_EXTRAS | _names(
+    "model input instructions previous_response_id stream stream_options temperature top_p max_output_tokens tools "
+    "tool_choice parallel_tool_calls max_tool_calls text reasoning include top_logprobs truncation background "
+    "conversation prompt context_management"
+)
+
 OURS = frozenset({"store", "metadata", "user", "prompt_cache_key"})
 """Meant for the ledger and for the choice of an engine, of no use to the engine."""
 
@@ -108,6 +119,33 @@ class TextRequest(Sampling):
     suffix: str | None = None
 
 
+class ResponseRequest(BaseModel):
+    """serve/responses.py says what of it is refused, and why."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    user: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    include: list[str] | None = None
+    truncation: str | None = None
+    background: bool | None = None
+
+
 def _not_imported(voter: str) -> str:
     """Those who were imported are not scored and not capped."""
     if voter.startswith(IMPORTED):
@@ -117,11 +155,22 @@ def _not_imported(voter: str) -> str:
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Voter = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_not_imported)]
+
+
+def _of_chat(name: str) -> str:
+    return "chatcmpl-" + name.removeprefix("resp-") if name.startswith("resp-") else name
+
+
+AnswerId = Annotated[
+    str,
+    AfterValidator(_of_chat),
+    Field(description="An answer's id; the response resp-N is the completion chatcmpl-N."),
+]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 
 class VoteRequest(Body):
-    completion_id: str
+    completion_id: AnswerId
     choice: Index = 0
     rating: Rating
     voter: Voter | None = None
@@ -131,7 +180,7 @@ class VoteRequest(Body):
 
 
 class AnswerNamed(Body):
-    completion_id: str
+    completion_id: AnswerId
     choice: Index = 0
 
 

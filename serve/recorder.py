@@ -13,7 +13,7 @@ from feedback import completions
 from feedback.canary import Mark
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable, TextTooLong
-from feedback.records import BestOf, Choice, Completion, Message, prompt_digest
+from feedback.records import BestOf, Choice, Completion, Message, ResponseOf, prompt_digest
 from serve.gateway import Gateway
 from serve.limits import UNLIMITED, Allowance
 from serve.routing import Target
@@ -58,6 +58,7 @@ class Asked:
     """Of its answer: what is left of the key's limits, and the vote token."""
     patience_s: float = math.inf
     """How long the client waits, where it says so."""
+    response: ResponseOf | None = None
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
 
@@ -125,6 +126,7 @@ class Asked:
             prompt_token_ids=answer.get("prompt_token_ids") if self.records_tokens else None,
             trial=str(self.mark) if self.mark else None,
             best_of=best_of,
+            response=self.response,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from feedback import adapters
 from feedback.errors import AdapterUnknown
@@ -26,7 +26,7 @@ from serve.routing import Target
 router = APIRouter(prefix="/v1", tags=["chat"])
 
 
-def documented(shape: type[Sampling]) -> dict[str, Any]:
+def documented(shape: type[BaseModel]) -> dict[str, Any]:
     content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -60,6 +60,11 @@ async def _ask(
     request: Request, here: Gateway, asker: Caller, kind: Kind, shape: type[Sampling], passing: frozenset[str]
 ) -> Answer:
     sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
+    return Answer(here, await admitted(request, here, asker, kind, sent))
+
+
+async def admitted(request: Request, here: Gateway, asker: Caller, kind: Kind, sent: dict[str, Any]) -> Asked:
+    """Who answers, and what is left of the asker's limits. Raises Refused (400, 404, 429), LedgerUnavailable."""
     target, mark = here.routing.resolve(sent["model"]), None
     if sent["model"] == target.served_model:
         target, mark = here.canaries.assign(target, sent, asker.name)
@@ -70,7 +75,7 @@ async def _ask(
         asked = replace(asked, mark=mark, patience_s=_patience(request.headers.get(PATIENCE)))
     if (wanted := request.headers.get(HEADER)) is not None:
         asked = sampled(asked, wanted, here)
-    return Answer(here, asked)
+    return asked
 
 
 def _patience(said: str | None) -> float:
@@ -119,7 +124,7 @@ def asked_of(
     )
 
 
-def read(body: bytes, shape: type[Sampling], passing: frozenset[str]) -> dict[str, Any]:
+def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[str, Any]:
     """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)

@@ -1,8 +1,9 @@
 """Stored answers, read and deleted the way OpenAI's are. A client's key finds what it asked for, and nothing else."""
 
+import re
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from feedback import completions, erasure
 from feedback.connection import Ledger
@@ -10,7 +11,7 @@ from feedback.errors import CompletionUnknown
 from feedback.records import Completion
 from serve.attribution import withhold
 from serve.auth import Owner, Reader, ReaderOfAll, SeesAll
-from serve.gateway import After, Gateway, Here, Limit, Model, page
+from serve.gateway import After, Gateway, Here, Limit, Model, Order, page, page_within
 from serve.protocol import MetadataRequest
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
@@ -20,23 +21,26 @@ Json = dict[str, Any]
 
 @router.get("")
 async def list_stored(
+    request: Request,
     here: Here,
     _: ReaderOfAll,
     sees_all: SeesAll,
     model: Model = None,
     after: After = None,
     limit: Limit = 20,
-    order: str = "asc",
+    order: Order = "asc",
 ) -> Json:
-    """`model` is a served model's name or a concrete one.
+    """`model` is a served model's name or a concrete one, `metadata[KEY]=VALUE` what an answer's metadata must hold.
 
     The sides of blind comparisons are listed for operators only: an answer says which adapter gave it.
     """
     served = model if model in here.ledgers else here.routing.resolve(model).served_model if model else None
+    wanted = _metadata(request)
     shown: list[Completion] = []
     while True:
         found, has_more = await completions.page(here.ledger(served), after, limit, newest_first=order == "desc")
         listed = [c for c in found if c.object == "chat.completion" and (sees_all or c.comparison is None)]
+        listed = [c for c in listed if wanted.items() <= (c.metadata or {}).items()]
         shown += [c for c in listed if model in (None, c.served_model, c.adapter)]
         if len(shown) >= limit or not has_more or not found:
             return page([_stored(here, c) for c in shown[:limit]], has_more or len(shown) > limit)
@@ -46,6 +50,16 @@ async def list_stored(
 @router.get("/{completion_id}")
 async def retrieve(completion_id: str, here: Here, reader: Reader) -> Json:
     return _stored(here, await _found(here, completion_id, reader))
+
+
+@router.get("/{completion_id}/messages")
+async def list_messages(
+    completion_id: str, here: Here, reader: Reader, after: After = None, limit: Limit = 20, order: Order = "asc"
+) -> Json:
+    """What was asked, a message an entry."""
+    found = await _found(here, completion_id, reader)
+    messages = [{"id": f"{completion_id}-{i}", **message} for i, message in enumerate(found.messages)]
+    return page_within(messages, after, limit, order)
 
 
 @router.post("/{completion_id}")
@@ -62,6 +76,12 @@ async def delete(completion_id: str, here: Here, owner: Owner) -> Json:
     ledger = await here.where_known(lambda ledger: _with_owned(ledger, completion_id, owner), CompletionUnknown)
     await erasure.of_completion(ledger, completion_id)
     return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    """As OpenAI's clients write it: metadata[KEY]=VALUE."""
+    given = ((re.fullmatch(r"metadata\[(.+)\]", name), value) for name, value in request.query_params.items())
+    return {name[1]: value for name, value in given if name}
 
 
 async def _found(here: Gateway, completion_id: str, reader: str | None) -> Completion:

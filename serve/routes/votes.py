@@ -15,7 +15,7 @@ from serve.direct import Direct
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.idempotency import OnceOnly
-from serve.protocol import PreferenceRequest, VoteRequest
+from serve.protocol import AnswerId, PreferenceRequest, VoteRequest
 
 router = APIRouter(prefix="/v1", tags=["votes"])
 
@@ -80,7 +80,7 @@ async def list_votes(
     request: Request,
     here: Here,
     _: Client,
-    completion_id: str | None = None,
+    completion_id: AnswerId | None = None,
     model: Model = None,
     after: After = None,
     limit: Limit = 20,

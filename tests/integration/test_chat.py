@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from feedback import completions
@@ -74,41 +73,6 @@ async def test_a_client_sees_usage_only_if_it_asked_and_the_record_always(gatewa
     assert data(with_usage[-2])["usage"]["prompt_tokens"] == 7
     assert with_usage[-2:][1] == without[-1] == "data: [DONE]"
     assert all(body["stream_options"] == {"include_usage": True} for body in gateway.engine.bodies[-2:])
-
-
-async def test_the_official_client_chats_streams_and_lists_models(gateway: RunningGateway) -> None:
-    client = gateway.openai
-    messages: Any = [{"role": "user", "content": "hi"}]
-
-    whole = await client.chat.completions.create(model="heed", messages=messages, n=2, logprobs=True)
-    chunks = [c async for c in await client.chat.completions.create(model="heed", messages=messages, stream=True)]
-    names = [model.id async for model in client.models.list()]
-
-    assert len(whole.choices) == 2
-    assert whole.choices[0].logprobs is not None
-    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "a scripted answer"
-    assert names == ["heed", "heed-base"]
-    assert (await client.models.retrieve("heed-base")).id == "heed-base"
-    with pytest.raises(openai.NotFoundError) as refused:
-        await client.chat.completions.create(model="gpt-9", messages=messages)
-    assert refused.value.code == "model_not_found"
-
-
-async def test_stored_answers_are_read_changed_and_deleted_as_at_openai(gateway: RunningGateway) -> None:
-    client = gateway.openai
-    first = (await gateway.chat("one")).json()["id"]
-    second = (await gateway.chat("two")).json()["id"]
-
-    listed = [stored.id async for stored in client.chat.completions.list(limit=1)]
-    changed = await client.chat.completions.update(first, metadata={"seen": "yes"})
-    deleted = await client.chat.completions.delete(second)
-
-    assert listed == [first, second]
-    assert changed.metadata == {"seen": "yes"}
-    assert deleted.deleted
-    assert (await client.chat.completions.retrieve(first)).choices[0].message.content == "a scripted answer"
-    with pytest.raises(openai.NotFoundError):
-        await client.chat.completions.retrieve(second)
 
 
 async def test_store_false_is_not_recorded(gateway: RunningGateway, ledger: Ledger) -> None:
