@@ -17,6 +17,7 @@ from serve.door import Door
 from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
+from serve.lane import Lane
 from serve.metrics import Metrics
 from serve.routes import (
     adapters,
@@ -89,6 +90,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
         app.include_router(room.router)
     errors.install(app)
     limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}
+    app.add_middleware(Lane, gateway=gateway, posts=chat.POSTS)
     app.add_middleware(Door, keys=keys, metrics=metrics, **limits)
     return app
 

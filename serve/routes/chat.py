@@ -60,6 +60,10 @@ async def _ask(
     return Answer(here, asked)
 
 
+POSTS = {"/v1/chat/completions": chat, "/v1/completions": text}
+"""These two take the lane (serve/lane.py), which gives them what their signatures ask for."""
+
+
 def asked_of(
     here: Gateway,
     kind: Kind,
