@@ -83,6 +83,7 @@ class TwoAnswers(Response):
         self.background = None
         self._gateway = gateway
         self._comparing = comparing
+        self._limits = comparing.sides["a"].headers
         self._sending = asyncio.Lock()  # two sides, one stream
         self._started = False
         self._answered: dict[str, Completion] = {}
@@ -105,7 +106,9 @@ class TwoAnswers(Response):
             if self._comparing.is_stream:
                 await self._stream(send, _event(shown) + DONE, is_end=True)
             else:
-                await Response(orjson.dumps(shown), media_type="application/json")(scope, _stay, send)
+                whole = Response(orjson.dumps(shown), media_type="application/json")
+                whole.raw_headers += self._limits
+                await whole(scope, _stay, send)
 
     async def _both(self, scope: Scope, send: Send) -> Json:
         """The recorded comparison as the client may see it. The first failure of a side gives up the other."""
@@ -147,7 +150,7 @@ class TwoAnswers(Response):
         async with self._sending:
             if not self._started:
                 self._started = True
-                await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *self._limits]})
                 if self._comparing.is_queued:
                     about = {"id": self._comparing.id, "object": "comparison.prompt"}
                     events = _event(about | self._comparing.prompt) + events

@@ -1,6 +1,7 @@
 """One vLLM, seen from the gateway: ask it, and tell it which adapters to hold."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -13,6 +14,8 @@ CONTROL_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 5
 
 JSON = "content-type: application/json\r\n"
+
+NO_TRACE: Mapping[str, str] = {}
 
 
 class EngineRefused(Exception):
@@ -31,12 +34,15 @@ class Engine:
     async def close(self) -> None:
         self._upstream.close()
 
-    def ask(self, path: str, body: bytes, request_id: str = "") -> Asking:
+    def ask(self, path: str, body: bytes, request_id: str = "", trace: Mapping[str, str] = NO_TRACE) -> Asking:
         """The engine's answer as it comes. Leaving the block early aborts the request there.
 
         `request_id` becomes the end of the completion's id: vLLM answers `chatcmpl-` plus X-Request-Id.
         """
-        return self._upstream.ask("POST", path, body, f"{JSON}x-request-id: {request_id}\r\n")
+        lines = f"{JSON}x-request-id: {request_id}\r\n"
+        for name, value in trace.items():
+            lines += f"{name}: {value}\r\n"
+        return self._upstream.ask("POST", path, body, lines)
 
     async def models(self) -> dict[str, str | None]:
         """Every name it answers to, and the folder of those that are adapters."""

@@ -108,7 +108,7 @@ def paired(one: Sequence[float], other: Sequence[float], by: Callable[[float, fl
 
 def table(figures: Figures, names: Sequence[str]) -> str:
     lines = [
-        "| hop | added p50 µs, 1 client | CPU µs/request, 32 clients | requests/s | CPU µs/chunk, 48 streams | 320 streams |",
+        "| hop | added p50 µs, 1 client | CPU µs/request, 32 clients | requests/s | CPU µs/chunk, 48 streams | 320 |",
         "|---|---|---|---|---|---|",
     ]
     for name in names:

@@ -142,7 +142,7 @@ def _heed(folder: Path, upstream: int, module: list[str]) -> Iterator[Contestant
         "HEED_LEDGER_URL": f"redis://127.0.0.1:{ledger_port}/0",
         "HEED_PORT": str(port),
         "HEED_VAR": str(folder),
-        "HEED_ENGINE_URL": f"http://127.0.0.1:{upstream}",
+        "HEED_ENGINES": f"http://127.0.0.1:{upstream}",
         "HEED_CLIENT_KEYS": KEY,
     }
     with (
