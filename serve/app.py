@@ -23,6 +23,7 @@ from serve.engine import Engine
 from serve.gateway import Gateway
 from serve.hotswap import HotSwap
 from serve.keyring import Keyring
+from serve.lane import Lane
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.replicas import Replica
@@ -141,6 +142,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     for room in (*rooms, keys, jobs, adapters, canary, files, exchange, erasure, loop, health):
         app.include_router(room.router)
     errors.install(app)
+    app.add_middleware(Lane, gateway=gateway, routes=[*chat.router.routes])
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     sizes = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}

@@ -18,7 +18,7 @@ from feedback import comparisons
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import AnswerRef, Comparison, Completion, prompt_digest
-from serve.answer import STREAM_HEADERS, Answer, until_gone
+from serve.answer import STREAM_HEADERS, Answer, Attended
 from serve.errors import REFUSALS, Refused
 from serve.gateway import Gateway
 from serve.known import KnownAnswer
@@ -89,16 +89,8 @@ class TwoAnswers(Response):
         self._answered: dict[str, Completion] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = asyncio.ensure_future(self._answer(scope, send))
-        leaving = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering  # raises what it raised
-        finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+        async with Attended(receive):
+            await self._answer(scope, send)
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         """Raises Refused, LedgerUnavailable, only while nothing has been sent."""

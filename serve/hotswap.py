@@ -20,12 +20,13 @@ from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown, LedgerUnavailable, RecordConflict
 from feedback.records import Adapter, Serving
 from serve import probe, weights
-from serve.engine import EngineRefused, EngineUnreachable
+from serve.engine import EngineRefused
 from serve.metrics import Metrics
 from serve.probe import AdapterUnfit, Reading
 from serve.replicas import Replica
 from serve.routing import Routing
 from serve.settings import GatewaySettings
+from serve.upstream import EngineUnreachable
 
 log = logging.getLogger("heed.hotswap")
 
