@@ -256,7 +256,7 @@ def test_an_answer_is_held_up_as_far_as_the_policy_has_come_to_like_it(pocket: P
     def held_up(nats: float) -> float:
         """What the likelihood term adds to the loss where answers have become more likely by so much."""
         inputs = batch | {"ref_chosen_logps": as_likely_as_at_first - nats}
-        losses = []
+        losses: list[float] = []
         for told in (dpo.Hyperparameters(), dpo.Hyperparameters(sft_weight=0.0)):
             trainer._told = told
             losses.append(trainer.compute_loss(trainer.model, inputs).item())

@@ -21,7 +21,9 @@ EVENT_BYTES = 230
 ANSWER_BYTES = 1500
 
 LISTED = orjson.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "root": MODEL, "parent": None}]})
-PROBED = {"content": [{"token": f"token_id:{i}", "logprob": -0.5, "bytes": None, "top_logprobs": []} for i in range(4)]}
+PROBED: dict[str, Any] = {
+    "content": [{"token": f"token_id:{i}", "logprob": -0.5, "bytes": None, "top_logprobs": []} for i in range(4)]
+}
 USAGE = {"prompt_tokens": 120, "total_tokens": 248, "completion_tokens": 128}
 
 
