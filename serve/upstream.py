@@ -6,6 +6,7 @@ long it is or comes in chunks, is not compressed, and sends nobody elsewhere.
 """
 
 import asyncio
+import os
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,7 +74,9 @@ class Upstream:
         except TimeoutError:
             raise EngineUnreachable(f"no connection within {self._connect_s:g} s") from None
         except OSError as error:
-            raise EngineUnreachable(error.strerror or type(error).__name__) from error
+            # Not the error's own words, in which asyncio names the address.
+            is_of_system = error.errno is not None and error.errno > 0
+            raise EngineUnreachable(os.strerror(error.errno) if is_of_system else type(error).__name__) from error
         return connection
 
     def keep(self, connection: "Connection") -> None:
@@ -140,6 +143,7 @@ class Connection(asyncio.Protocol):
         self._is_busy = False
         self._is_used = False
         self._is_complete = False
+        self._is_last = False
         self._error: EngineUnreachable | None = None
 
     # What the gateway calls
@@ -177,7 +181,7 @@ class Connection(asyncio.Protocol):
             self._silence = None
         self._is_busy = False
         is_read = self._is_complete and not self._chunks and self._transport is not None
-        if is_read and self._parser.should_keep_alive():
+        if is_read and not self._is_last:
             self._is_used = True
             self._upstream.keep(self)
         else:
@@ -233,6 +237,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._is_complete = self.status != 0
+        self._is_last = not self._parser.should_keep_alive()  # afterwards the parser has forgotten
 
     def _take(self) -> bytes:
         chunks = self._chunks
