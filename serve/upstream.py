@@ -75,8 +75,8 @@ class Upstream:
             raise EngineUnreachable(f"no connection within {self._connect_s:g} s") from None
         except OSError as error:
             # Not the error's own words, in which asyncio names the address.
-            is_of_system = error.errno is not None and error.errno > 0
-            raise EngineUnreachable(os.strerror(error.errno) if is_of_system else type(error).__name__) from error
+            number = error.errno or 0
+            raise EngineUnreachable(os.strerror(number) if number > 0 else type(error).__name__) from error
         return connection
 
     def keep(self, connection: "Connection") -> None:

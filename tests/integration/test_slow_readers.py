@@ -20,7 +20,7 @@ class Told(Sequence[str]):
     """Long tokens, which know how many of them were asked for."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.reached = 0
 
     def __len__(self) -> int:
         return TOKENS
@@ -33,7 +33,7 @@ class Told(Sequence[str]):
         assert isinstance(index, int)
         if index >= TOKENS:
             raise IndexError(index)
-        self.count = max(self.count, index + 1)
+        self.reached = max(self.reached, index + 1)
         return "x" * TOKEN_BYTES
 
 
@@ -56,14 +56,14 @@ async def test_the_engine_waits_for_a_client_that_does_not_read_and_is_freed_whe
     gateway.engine.scripts.append(Script(tokens=told))
     with asking(gateway) as reader:
         await stands_still(told)
-        stood_at = told.count
+        stood_at = told.reached
 
         assert stood_at * TOKEN_BYTES < WHOLE / 2  # the sockets' own buffers are some MB on each way
         assert (await gateway.chat()).status_code == 200
         assert reader.recv(1) == b"H"
 
     await until(lambda: gateway.engine.aborted and not gateway.engine.running, "the engine stopped")
-    assert told.count < TOKENS
+    assert told.reached < TOKENS
 
 
 async def stands_still(told: Told) -> None:
@@ -71,7 +71,7 @@ async def stands_still(told: Told) -> None:
     seen: list[int] = []
 
     def is_still() -> bool:
-        seen.append(told.count)
+        seen.append(told.reached)
         return len(seen) > 30 and seen[-30] == seen[-1] > 0
 
     await until(is_still, "the engine waits")

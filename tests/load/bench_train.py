@@ -4,7 +4,8 @@
     python -m tests.load.bench_train --device cuda     Qwen3-0.6B's and -8B's shapes with random weights, on one GPU
 
 In each round they train one after the other (ABCABC), each in a process of its own, on the same pairs, and a ratio is
-taken within its round. TRL is tuned twice, in fp32 and in bfloat16, for which of them is faster depends on the CPU. On CPU the figures are CPU time by the kernel's count, so that busy neighbours matter less.
+taken within its round. TRL is tuned twice, in fp32 and in bfloat16, for which of them is faster depends on the CPU. On
+CPU the figures are CPU time by the kernel's count, so that busy neighbours matter less.
 Ends with code 1 where losses differ, or where Heed is slower than it promises.
 """
 
