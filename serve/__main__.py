@@ -42,6 +42,7 @@ def main() -> None:
         http="httptools",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address
         log_config=None,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
