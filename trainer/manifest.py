@@ -60,6 +60,15 @@ class Frozen(BaseModel):
     voted: float | None = Field(None, description="When the median new pair was voted; none if all were replayed.")
 
 
+class Computing(BaseModel):
+    """How the recipe was told to compute. `precision` is what auto came to, once the recipe has said so: a checkpoint
+    in the one is none in the other, and the job may be taken up on another machine."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    qlora: bool = False
+    report_to: str = ""
+
+
 class Checkpoint(BaseModel):
     step: int
     digest: str | None = None
@@ -77,6 +86,7 @@ class Manifest(BaseModel):
     half_life_pairs: float | None = Field(None, description="By which its pairs were drawn; none for a warm start.")
     hyperparameters: dict[str, int | float]
     seed: int
+    computing: Computing = Field(default_factory=Computing)
     versions: dict[str, str]
     machine: str = Field(default_factory=platform.platform)
     checkpoints: list[Checkpoint] = Field(default_factory=list)

@@ -59,6 +59,8 @@ def flags(known: Manifest, settings: WorkshopSettings, folder: Path) -> list[str
     told = ["--base", known.base.name, "--train", str(folder / "train.jsonl"), "--out", str(folder / "adapter")]
     told += ["--work", str(folder / "work"), "--seed", str(known.seed)]
     told += hyperparameters.as_flags(known.hyperparameters)
+    told += ["--precision", known.computing.precision, "--report-to", known.computing.report_to]
+    told += ["--qlora" if known.computing.qlora else "--no-qlora"]
     if known.dataset.method != "supervised" and settings.references_most:
         told += ["--references", str(settings.references), "--references-most", str(settings.references_most)]
     if known.start:
@@ -100,6 +102,7 @@ class Relay:
         dropped = {reason: int(count) for reason, count in event["dropped"].items()}
         self._known.dataset.dropped |= dropped
         self._known.dataset.shortened = int(event["shortened"])
+        self._known.computing.precision = event["precision"]
         self._known.write(self._work.folder)
         if dropped or event["shortened"]:
             lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"

@@ -206,7 +206,7 @@ def test_known_references_change_no_loss_and_only_new_rows_are_scored(
 
 
 def test_references_are_bounded_and_survive_a_spoiled_file(pocket: Path, tmp_path: Path) -> None:
-    known = References(tmp_path, str(pocket), most=3)
+    known = References(tmp_path, str(pocket), "fp32", most=3)
     known.add({f"row {number}": [1.0, 2.0] for number in range(3)})
     known.add({"row 0": [1.0, 2.0], "row 9": [3.0, 4.0]})
 
@@ -256,7 +256,7 @@ def test_an_answer_is_held_up_as_far_as_the_policy_has_come_to_like_it(pocket: P
     def held_up(nats: float) -> float:
         """What the likelihood term adds to the loss where answers have become more likely by so much."""
         inputs = batch | {"ref_chosen_logps": as_likely_as_at_first - nats}
-        losses = []
+        losses: list[float] = []
         for told in (dpo.Hyperparameters(), dpo.Hyperparameters(sft_weight=0.0)):
             trainer._told = told
             losses.append(trainer.compute_loss(trainer.model, inputs).item())
