@@ -20,6 +20,7 @@ Method = Literal["dpo", "unpaired", "supervised", "reward"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
 VoterState = Literal["active", "quarantined", "released", "banned"]
+Role = Literal["client", "annotator", "operator"]
 
 
 IMPORTED = "import:"
@@ -77,6 +78,13 @@ class BestOf(Record):
         return len(self.rewards) or 1
 
 
+class ResponseOf(Record):
+    """What the messages of an answer by /v1/responses do not tell of its request."""
+
+    previous: str | None = Field(None, description="Id of the response it went on from.")
+    has_instructions: bool = Field(False, description="Whether its first message was given as instructions.")
+
+
 class Completion(Record):
     """An answer as the client got it, with all that is needed to learn from it."""
 
@@ -102,9 +110,11 @@ class Completion(Record):
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
     is_honeypot: bool = Field(False, description="An operator's known answer; it teaches nothing, whatever is said.")
     redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
+    trial: str | None = Field(None, description="Trial, side and unit where a canary ran, see feedback/canary.py.")
     best_of: BestOf | None = Field(
         None, description="There where a reward model was to choose: the best of n is another policy than the adapter."
     )
+    response: ResponseOf | None = Field(None, description="There if it was asked for by /v1/responses.")
 
     @model_validator(mode="after")
     def _list_indexes(self) -> Self:
@@ -390,3 +400,25 @@ class Serving(Record):
     previous: str | None = None
     generation: int = 0
     reason: str = ""
+
+
+class Credential(Record):
+    """An API key as the ledger knows it: enough to recognise it, too little to use it."""
+
+    id: str
+    role: Role
+    name: str = Field(description="Whose it is, in the operator's words.")
+    digest: str = Field(description="sha256 of the key; it has 256 random bits, so no salt and no slow hash is needed.")
+    requests_per_minute: int | None = Field(None, description="None: the gateway's default; 0: any number.")
+    tokens_per_minute: int | None = Field(None, description="As requests_per_minute.")
+    created: float
+    revoked: float | None = None
+
+    @property
+    def prefix(self) -> str:
+        return prefix_of(self.id)
+
+
+def prefix_of(credential_id: str) -> str:
+    """How a key begins, by which people tell it from others: key-3f9a1c2b is the key heed-3f9a1c2b-…"""
+    return "heed-" + credential_id.removeprefix("key-")

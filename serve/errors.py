@@ -19,7 +19,19 @@ from starlette.responses import Response
 
 from feedback import errors as ledger
 
-PRIVATE = {"messages", "prompt", "correction", "comment", "chosen", "rejected", "metadata", "user", "voter"}
+PRIVATE = {
+    "messages",
+    "prompt",
+    "input",
+    "instructions",
+    "correction",
+    "comment",
+    "chosen",
+    "rejected",
+    "metadata",
+    "user",
+    "voter",
+}
 """Fields that hold what people wrote."""
 
 UNION_MEMBERS = {"str", "int", "float", "bool", "dict", "list", "bytes"}
@@ -56,11 +68,15 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.TooFewPairs: Meaning(400, "too_few_pairs", "training_file"),
     ledger.AdapterUnknown: Meaning(404, "adapter_not_found"),
     ledger.AdapterNotServable: Meaning(409, "adapter_not_servable"),
+    ledger.AdapterIsLive: Meaning(409, "adapter_is_live"),
+    ledger.CanaryUnknown: Meaning(404, "canary_not_found"),
+    ledger.CanaryRunning: Meaning(409, "canary_running"),
     ledger.NothingToRollBackTo: Meaning(409, "nothing_to_roll_back_to"),
     ledger.FileUnknown: Meaning(404, "file_not_found"),
     ledger.UploadInvalid: Meaning(400, "invalid_file", "file"),
     ledger.IdempotencyConflict: Meaning(409, "idempotency_conflict", "Idempotency-Key"),
     ledger.IdempotencyInProgress: Meaning(409, "idempotency_in_progress", "Idempotency-Key"),
+    ledger.CredentialUnknown: Meaning(404, "key_not_found"),
     ledger.TextTooLong: Meaning(413, "text_too_long"),
     ledger.RecordConflict: Meaning(409, "record_conflict"),
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from feedback.records import IMPORTED, Preferred, Rating
+from feedback.records import IMPORTED, Preferred, Rating, Role
 
 
 def _names(text: str) -> frozenset[str]:
@@ -28,12 +28,22 @@ CHAT = SAMPLING | _names(
 )
 TEXT = SAMPLING | {"prompt", "suffix"}
 
-OURS = frozenset({"store", "metadata", "user"})
-"""Meant for the ledger, of no use to the engine."""
+RESPONSES_EXTRAS = _names(
+    "seed stop top_k min_p min_tokens frequency_penalty presence_penalty repetition_penalty logit_bias "
+    "structured_outputs chat_template_kwargs"
+)
+"""Parameters of the engine that pass through /v1/responses as they are."""
+RESPONSES = RESPONSES_EXTRAS | _names(
+    "model input instructions previous_response_id stream stream_options temperature top_p max_output_tokens tools "
+    "tool_choice parallel_tool_calls max_tool_calls text reasoning include top_logprobs truncation background "
+    "conversation prompt context_management"
+)
+
+OURS = frozenset({"store", "metadata", "user", "prompt_cache_key"})
+"""Meant for the ledger and for the choice of an engine, of no use to the engine."""
 
 WITHOUT_EFFECT = _names(
-    "modalities prediction prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier service_tier "
-    "verbosity"
+    "modalities prediction prompt_cache_options prompt_cache_retention safety_identifier service_tier verbosity"
 )
 """OpenAI's fields about billing, caching and style that have no meaning here; clients send them by habit."""
 
@@ -80,6 +90,9 @@ class Sampling(BaseModel):
     store: bool | None = None
     metadata: Metadata | None = None
     user: str | None = None
+    prompt_cache_key: str | None = Field(
+        None, max_length=512, description="Requests with one key go to one engine, which has their beginning cached."
+    )
 
 
 class ChatRequest(Sampling):
@@ -106,6 +119,33 @@ class TextRequest(Sampling):
     suffix: str | None = None
 
 
+class ResponseRequest(BaseModel):
+    """serve/responses.py says what of it is refused, and why."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    user: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    include: list[str] | None = None
+    truncation: str | None = None
+    background: bool | None = None
+
+
 def _not_imported(voter: str) -> str:
     """Those who were imported are not scored and not capped."""
     if voter.startswith(IMPORTED):
@@ -115,11 +155,22 @@ def _not_imported(voter: str) -> str:
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Voter = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_not_imported)]
+
+
+def _of_chat(name: str) -> str:
+    return "chatcmpl-" + name.removeprefix("resp-") if name.startswith("resp-") else name
+
+
+AnswerId = Annotated[
+    str,
+    AfterValidator(_of_chat),
+    Field(description="An answer's id; the response resp-N is the completion chatcmpl-N."),
+]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 
 class VoteRequest(Body):
-    completion_id: str
+    completion_id: AnswerId
     choice: Index = 0
     rating: Rating
     voter: Voter | None = None
@@ -129,7 +180,7 @@ class VoteRequest(Body):
 
 
 class AnswerNamed(Body):
-    completion_id: str
+    completion_id: AnswerId
     choice: Index = 0
 
 
@@ -226,8 +277,34 @@ class JobRequest(Body):
     )
 
 
+class KeyLimits(Body):
+    requests_per_minute: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        None, description="Answers a minute; 0 for any number, left out for HEED_KEY_REQUESTS_PER_MINUTE."
+    )
+    tokens_per_minute: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        None, description="Tokens of prompts and answers a minute, in the same way."
+    )
+
+
+class KeyRequest(KeyLimits):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = Field(description="Whose it is.")
+    role: Role = "client"
+
+
 class ReasonRequest(Body):
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+class CanaryRequest(Body):
+    percent: float = Field(ge=0, le=100, description="Share of users and conversations it answers; 0 ends it.")
+    auto: bool = Field(False, description="Let it go live, or back, by itself when the votes and the guards say so.")
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.auto and self.percent == 100:
+            raise ValueError("a percent under 100 with auto, or nobody is left to compare it with")
+        return self
 
 
 class VoterRequest(Body):

@@ -1,6 +1,7 @@
 """Tables of the report in the terminal: a share with its interval, or a dash where nothing was counted."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from rich.table import Column, Table
@@ -123,3 +124,7 @@ def _duration(seconds: float | None) -> str:
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def when(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")

@@ -86,6 +86,8 @@ def dpo(
     init: Init = None,
     beta: float | None = None,
     sft_weight: float | None = None,
+    sft_doubt: float | None = None,
+    sft_length: float | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,

@@ -25,7 +25,17 @@ class WorkshopSettings(BaseSettings):
     promote: Literal["auto", "eager", "manual"] = Field(
         "auto",
         description="Which adapters go live by themselves. auto: those that passed the gate, for the circle is to "
-        "turn; eager: also those of which it says that an operator should look; manual: none.",
+        "turn, and others by HEED_CANARY_PERCENT; eager: also those of which it says that an operator should look; "
+        "manual: none.",
+    )
+
+    canary_percent: float = Field(
+        0,
+        ge=0,
+        le=100,
+        description="With promote=auto, share of users and conversations on whom an adapter is tried of which the gate "
+        "says that it cannot tell; it goes live, or back, by itself (docs/canary.md). 0: it waits for an operator, for "
+        "somebody has to vote.",
     )
 
     tick_s: float = Field(

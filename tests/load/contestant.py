@@ -99,6 +99,8 @@ def _heed(race: Race) -> Any:
         batch_size=race.batch_size,
         learning_rate=race.learning_rate,
         sft_weight=race.sft_weight,
+        sft_doubt=0.0,  # this and the next: as TRL's
+        sft_length=0.0,
         lora_rank=race.rank,
         max_length=race.max_length,
         checkpoint_steps=100_000,
