@@ -1,7 +1,7 @@
 """HTTP to one engine: connections that are kept, and answers handed on as the bytes they come in.
 
-A client of our own and not aiohttp, whose request costs three times as much, for a hop reads no header but the status
-and has one body at a time (docs/benchmarks.md). It knows what an engine does and refuses the rest: an answer says how
+A client of our own and not aiohttp, with which a bare hop took 291 µs a request instead of 99: a hop reads no header
+but the status, and has one body at a time. It knows what an engine does and refuses the rest: an answer says how
 long it is or comes in chunks, is not compressed, and sends nobody elsewhere.
 """
 
@@ -90,7 +90,7 @@ class Upstream:
 
 
 class Asking:
-    """One request on its way; a class, for a generator's block costs 3 µs more."""
+    """One request on its way."""
 
     def __init__(self, upstream: Upstream, request: bytes) -> None:
         self._upstream = upstream
