@@ -39,7 +39,7 @@ def least_step_s(base: Path, train: Path, precision: Any, batch: int) -> float:
 
     taken: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             taken.append(-_cpu_s())
 
