@@ -14,7 +14,8 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     scale = 1 + Z95**2 / n
     middle = (share + Z95**2 / (2 * n)) / scale
     half = Z95 / scale * sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and 1 an end is the share itself, and rounding would put it beside.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def chance_of_losing(lost: int, won: int) -> float:

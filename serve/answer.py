@@ -101,7 +101,8 @@ class Answer(Response):
         body = orjson.dumps(self._asked.forwarded)
         patience = min(self._gateway.settings.engine_wait_s, self._asked.patience_s)
         deadline = asyncio.get_running_loop().time() + patience
-        adapter, conversation = self._asked.target.adapter, self._asked.conversation
+        adapter = self._asked.target.adapter
+        conversation = self._asked.conversation if len(self._gateway.routing.replicas) > 1 else b""
         for attempt in range(ATTEMPTS):
             if attempt:
                 if asyncio.get_running_loop().time() > deadline:

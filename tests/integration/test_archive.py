@@ -1,7 +1,7 @@
 """The archive: old completions with a vote move out of Redis, and nobody who reads them can tell."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,7 @@ from feedback.errors import ArchiveUnavailable, ChoiceUnknown, CompletionUnknown
 from feedback.records import AnswerRef, Completion
 from tests.answers import answered, compared
 from tests.archives import MONTH_S, archived, clean, is_stub, old, texts
-from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import scripted_engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
+from tests.gateways import RunningGateway
 
 
 def ids(found: Iterable[Completion]) -> list[str]:

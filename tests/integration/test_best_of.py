@@ -13,17 +13,11 @@ from feedback.connection import Ledger
 from feedback.errors import ChoiceUnknown
 from serve.settings import GatewaySettings
 from tests.gateways import RunningGateway, running_gateway, until
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 from tests.scripted_scorer import ScriptedScorer, scripted_scorer
 
 MESSAGES = [{"role": "user", "content": "How do I fly a kite?"}]
 SAMPLES = Script(samples=(("No", "."), ("With", " wind", "."), ("Run", ".")))
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -14,17 +14,11 @@ from feedback.connection import Ledger, open_ledger
 from feedback.settings import LedgerSettings
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.processes import free_port, ledger_server
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 
 Json = dict[str, Any]
 
 QUICK: Json = {"canary_look_s": 0.05, "canary_min_units": 10, "canary_min_hours": 0}
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

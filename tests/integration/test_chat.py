@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,6 @@ from feedback.settings import LedgerSettings
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.processes import free_port, ledger_server
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 def data(event: str) -> dict[str, Any]:

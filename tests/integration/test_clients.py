@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
 from feedback.records import Completion
-from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.scripted_engine import Script, scripted_engine
+from tests.gateways import OPERATOR, RunningGateway
+from tests.scripted_engine import Script
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 CALL = {"id": "call-1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}
@@ -30,12 +29,6 @@ LOOK: Any = {
 
 class Count(BaseModel):
     n: int
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def newest(ledger: Ledger) -> Completion:

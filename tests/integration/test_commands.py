@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import datasets
@@ -13,17 +12,10 @@ import pytest
 
 from feedback import pairs, votes
 from feedback.connection import Ledger
-from tests.gateways import OPERATOR, RunningGateway, running_gateway
+from tests.gateways import OPERATOR, RunningGateway
 from tests.processes import ROOT
-from tests.scripted_engine import scripted_engine
 
 HEED = str(Path(sys.executable).with_name("heed"))
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def heed(gateway: RunningGateway, *words: str, typed: str = "", key: str = OPERATOR) -> tuple[int, str]:

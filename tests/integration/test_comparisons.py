@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,11 @@ from feedback.records import ComparisonVote, prompt_digest
 from feedback.settings import LedgerSettings
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.processes import free_port, ledger_server
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 
 Json = dict[str, Any]
 ASK: Json = {"messages": [{"role": "user", "content": "How do I fly a kite?"}]}
 TELLING = ("heed-base", "heed-v", "chatcmpl", "usage", "fingerprint", "model", "adapter", "logprob")
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 def says(gateway: RunningGateway, *texts: str) -> None:

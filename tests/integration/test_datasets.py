@@ -10,11 +10,10 @@ import pytest
 
 from feedback import pairs
 from feedback.connection import Ledger
-from tests.gateways import RunningGateway, running_gateway
+from tests.gateways import RunningGateway
 from tests.hub import Hub, hub
 from tests.integration.test_commands import heed
 from tests.processes import free_port
-from tests.scripted_engine import scripted_engine
 
 Json = dict[str, Any]
 
@@ -69,12 +68,6 @@ TOOLS: list[Json] = [
         "tools": [tool("clock", "zone", default=None)],
     },
 ]
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def take(gateway: RunningGateway, folder: Path, rows: list[Json]) -> None:

@@ -1,20 +1,8 @@
 """/docs and /openapi.json: they name every call, and load nothing from elsewhere."""
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
-
-from feedback.connection import Ledger
-from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import scripted_engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
+from tests.gateways import RunningGateway
 
 
 async def test_the_page_loads_its_scripts_from_here(gateway: RunningGateway) -> None:

@@ -1,10 +1,7 @@
 """Erasure: a voter's opinions and a user's completions go, with all that rested on them and nothing else."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from feedback import completions, expiry, jobs, lineage, pairs, votes
 from feedback.check import violations
@@ -14,13 +11,15 @@ from tests.gateways import RunningGateway, running_gateway
 from tests.scripted_engine import Script, scripted_engine
 
 Json = dict[str, Any]
-NOTHING = {"object": "erasure", "votes": 0, "completions": 0, "pairs": 0, "adapters": [], "jobs": []}
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
+NOTHING = {
+    "object": "erasure",
+    "votes": 0,
+    "completions": 0,
+    "pairs": 0,
+    "adapters": [],
+    "jobs": [],
+    "reward_models": [],
+}
 
 
 async def answer(gateway: RunningGateway, prompt: str, text: str, user: str | None = None) -> str:

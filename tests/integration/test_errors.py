@@ -18,12 +18,6 @@ CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "heed", "messages": [{"role": "user", "content": "my secret"}]}
 
 
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
-
-
 def test_every_refusal_of_the_ledger_has_an_http_meaning() -> None:
     assert set(FeedbackError.__subclasses__()) == set(REFUSALS)
 

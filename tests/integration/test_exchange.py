@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,10 @@ from feedback.formats import Format, Given, Preferred, Rated
 from feedback.imports import Report, Source
 from feedback.records import AnswerRef, Choice, Completion, Message, Pair, Vote, new_id, prompt_digest
 from feedback.settings import LedgerSettings
-from tests.gateways import RunningGateway, running_gateway
+from tests.gateways import RunningGateway
 from tests.processes import free_port
-from tests.scripted_engine import scripted_engine
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def answered(ledger: Ledger, prompt: str, *answers: str) -> Completion:

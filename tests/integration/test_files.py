@@ -1,7 +1,6 @@
 """Training files, through the official client and into a job's dataset."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from trainer import dataset, manifest, plan
 from trainer.settings import WorkshopSettings
 from trainer.sources import TrainingFileUnknown
 from trainer.work import Work
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 def trl(number: int) -> dict[str, Any]:

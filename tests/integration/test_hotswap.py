@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,6 @@ from feedback.records import Golden
 from serve.probe import distance
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine, write_adapter
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 def has_more_than(things: list[Any], number: int) -> bool:

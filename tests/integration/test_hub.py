@@ -1,7 +1,6 @@
 """Adapters on the Hugging Face Hub, through its own client and a stand-in for what that client speaks to."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,9 @@ import pytest
 from feedback import adapters
 from feedback.connection import Ledger
 from feedback.records import Adapter
-from tests.gateways import RunningGateway, running_gateway
+from tests.gateways import RunningGateway
 from tests.hub import hub
 from tests.integration.test_commands import heed
-from tests.scripted_engine import scripted_engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def test_an_adapter_is_pushed_as_it_is_served_with_a_card_that_says_how_it_was_made(

@@ -1,7 +1,6 @@
 """Jobs through the official client, unchanged."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from feedback.records import Choice, Completion, new_id, prompt_digest
 from tests.answers import answered
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.scripted_engine import scripted_engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def vote_on(ledger: Ledger, prompts: int) -> None:

@@ -15,18 +15,12 @@ from tests.gateways import RunningGateway, running_gateway, until
 from tests.integration.test_commands import heed
 from tests.integration.test_errors import expect_envelope
 from tests.processes import free_port, ledger_server
-from tests.scripted_engine import ScriptedEngine, scripted_engine
+from tests.scripted_engine import ScriptedEngine
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "heed", "messages": [{"role": "user", "content": "How do I fly a kite?"}]}
 UNKNOWN = "heed-00000000-" + "x" * 43
 Json = dict[str, Any]
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -11,17 +11,11 @@ from feedback.connection import Ledger
 from tests.gateways import RunningGateway, running_gateway, until
 from tests.integration.test_errors import expect_envelope
 from tests.integration.test_keys import ASK, CHAT, asked, bearing, made
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 
 LEFT = "x-ratelimit-remaining-"
 USAGE = 10
 """Tokens of the scripted engine's answer: 7 of the prompt and 3."""
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,9 @@ import pytest
 from feedback.connection import Ledger
 from serve.logs import JsonLines, Lines, access
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 
 PROMPT = "my-secret-prompt"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture(params=[JsonLines, Lines])

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from feedback.connection import Ledger
 from serve.metrics import METHODS
-from tests.gateways import RunningGateway, running_gateway, until
+from tests.gateways import RunningGateway, until
 from tests.scripted_engine import ScriptedEngine, scripted_engine
 
 SLOTS = {"live", "previous", "canary", "base", "other"}
@@ -18,12 +16,6 @@ SLOTS = {"live", "previous", "canary", "base", "other"}
 async def engine() -> AsyncIterator[ScriptedEngine]:
     async with scripted_engine(pace_s=0.02) as engine:
         yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def test_an_answer_is_counted_by_served_model_and_slot_when_it_has_ended(gateway: RunningGateway) -> None:

@@ -14,7 +14,7 @@ from feedback.connection import Ledger, open_ledger
 from feedback.records import Comparison, Preferred, QueuedPrompt
 from tests.answers import answered, compared
 from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import ScriptedEngine, scripted_engine
+from tests.scripted_engine import ScriptedEngine
 
 Json = dict[str, Any]
 TELLING = ("honeypot", "expected", "known", "queue")
@@ -27,12 +27,6 @@ async def mixing(ledger: Ledger) -> AsyncIterator[Ledger]:
     mixing = open_ledger(ledger.settings.model_copy(update={"honeypot_share": 0.999999}))
     yield mixing
     await mixing.close()
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

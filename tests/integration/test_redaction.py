@@ -13,7 +13,7 @@ from feedback.connection import Ledger, open_ledger
 from feedback.records import Vote
 from feedback.settings import LedgerSettings
 from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 
 Json = dict[str, Any]
 ASK = "I am ann@x.org, call +49 30 901820"
@@ -26,12 +26,6 @@ async def redacting(ledger: Ledger, tmp_path: Path) -> AsyncIterator[Ledger]:
     redacting = open_ledger(settings)
     yield redacting
     await redacting.close()
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

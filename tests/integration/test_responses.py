@@ -1,7 +1,6 @@
 """The Responses API by the official client: its objects, its events, its tools, and the ledger behind it."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from feedback import completions
 from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
 from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 
 LOOK: Any = {
     "type": "function",
@@ -22,18 +21,6 @@ LOOK: Any = {
     "strict": True,
 }
 CALL = {"id": "call-1", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def test_a_response_is_a_recorded_chat_completion(gateway: RunningGateway, ledger: Ledger) -> None:

@@ -2,15 +2,11 @@
 
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import overload
 
-import pytest
-
-from feedback.connection import Ledger
-from tests.gateways import RunningGateway, running_gateway, until
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.gateways import RunningGateway, until
+from tests.scripted_engine import Script
 
 TOKENS, TOKEN_BYTES = 1000, 2**16
 WHOLE = TOKENS * TOKEN_BYTES
@@ -35,18 +31,6 @@ class Told(Sequence[str]):
             raise IndexError(index)
         self.reached = max(self.reached, index + 1)
         return "x" * TOKEN_BYTES
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def test_the_engine_waits_for_a_client_that_does_not_read_and_is_freed_when_it_leaves(

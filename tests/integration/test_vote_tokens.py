@@ -16,16 +16,10 @@ from serve.vote_tokens import HEADER, VoteTokens
 from tests.gateways import RunningGateway, running_gateway
 from tests.integration.test_errors import expect_envelope
 from tests.integration.test_keys import ASK, CHAT, bearing, made
-from tests.scripted_engine import ScriptedEngine, scripted_engine
+from tests.scripted_engine import ScriptedEngine
 
 PAGE = "https://chat.example.org"
 Json = dict[str, Any]
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

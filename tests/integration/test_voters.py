@@ -1,7 +1,6 @@
 """Voters over HTTP and in the ledger: paced, quarantined, released and banned."""
 
 import random
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ from tests.electorate import contrary, honest
 from tests.gateways import RunningGateway, running_gateway
 from tests.scripted_engine import scripted_engine
 from trainer.visitor import Visitor, each
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def standing(ledger: Ledger) -> list[Pair]:

@@ -1,19 +1,7 @@
 """Votes and preferences over HTTP."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
-from feedback.connection import Ledger
-from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import Script, scripted_engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
+from tests.gateways import RunningGateway
+from tests.scripted_engine import Script
 
 
 async def answer(gateway: RunningGateway, text: str = "good", prompt: str = "q") -> str:

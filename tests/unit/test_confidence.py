@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from feedback.confidence import Region, Sample
@@ -44,11 +44,16 @@ def test_exchanging_the_sides_turns_the_interval_round(control: Sample, canary: 
 def test_what_is_outside_of_the_interval_is_excluded_and_what_is_inside_is_not(
     control: Sample, canary: Sample, shift: float
 ) -> None:
+    assume(control.n and canary.n)  # of a side without numbers nothing is told, whatever the other one excludes
     region = Region(control, canary, LEVEL)
     low, high = region.difference()
 
     if min(abs(shift - low), abs(shift - high)) > 1e-3:
         assert region.excludes(shift) == (not low < shift < high)
+
+
+def test_of_a_side_without_numbers_nothing_is_told() -> None:
+    assert Region(sample(0, 7), sample(0, 0), LEVEL).difference() == (-1, 1)
 
 
 def test_the_evidence_is_that_of_the_mixture_by_numerical_integration() -> None:

@@ -334,6 +334,13 @@ def test_the_exact_test_is_the_binomial_tail() -> None:
     assert chance_of_losing(1, 1) == 0.75
 
 
+def test_wilson_s_interval_holds_the_share_also_at_its_ends() -> None:
+    for n in range(1, 200):
+        for hits in (0, n // 2, n):
+            low, high = wilson(hits, n)
+            assert low <= hits / n <= high
+
+
 def test_wilson_s_interval_is_the_published_one() -> None:
     low, high = wilson(15, 148)  # Newcombe 1998, table I: 0.0624 to 0.1605
 
