@@ -89,6 +89,27 @@ class GatewaySettings(BaseSettings):
     extra_parameters: Names = Field(
         (), description="Engine parameters clients may send beyond the safe list; some reach behind the gateway."
     )
+    connection_limit: int = Field(
+        10_000,
+        ge=1,
+        description="Most connections at once of one gateway process; those beyond it are told to come back. An idle "
+        "one costs some 10 kB here, and a file of the system's limit (ulimit -n), which is raised as far as it may be.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="How long a connection waits for its next request. Longer than clients keep one they do not use "
+        "(httpx 5 s, aiohttp 15), so that it is they who close and no request meets a closing connection.",
+    )
+    head_timeout_s: float = Field(
+        10, gt=0, description="Longest time for a request's head; it is one packet, and a slow one is an attack."
+    )
+    head_limit_kb: float = Field(
+        32, gt=0, description="Largest head of a request, address and headers; nginx takes as much before it."
+    )
+    body_silence_s: float = Field(
+        30, gt=0, description="Longest silence within a body; whoever lost the network has noticed by then."
+    )
     body_limit_mb: float = Field(10, gt=0, description="Largest body; a long conversation with an image fits.")
     upload_limit_mb: float = Field(
         512,

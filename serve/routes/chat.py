@@ -27,8 +27,20 @@ router = APIRouter(prefix="/v1", tags=["chat"])
 
 
 def documented(shape: type[BaseModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    """For bodies that FastAPI does not read, and whose parts are therefore not among its components."""
+    schema = shape.model_json_schema()
+    content = {"application/json": {"schema": _inlined(schema, schema.get("$defs", {}))}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(part: Any, named: dict[str, Any]) -> Any:
+    if isinstance(part, list):
+        return [_inlined(each, named) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(named[part["$ref"].removeprefix("#/$defs/")], named)
+    return {name: _inlined(each, named) for name, each in part.items() if name != "$defs"}
 
 
 PATIENCE = "x-stainless-read-timeout"
