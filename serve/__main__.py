@@ -46,6 +46,7 @@ def main() -> None:
         timeout_keep_alive=settings.keep_alive_s,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address
         log_config=None,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )

@@ -178,6 +178,25 @@ def reward(
 
 
 @app.command()
+def appraise(
+    base: Base,
+    reward: Annotated[Path, typer.Option(help="The reward model's folder")],
+    heldout: Annotated[Path, typer.Option(help="JSONL of pairs that were not trained on")],
+    progress: Style = None,
+) -> None:
+    """Count how often a reward model prefers what people preferred."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.reward import appraise
+
+        right, pairs = appraise(base, reward, heldout)
+        reporter.emit("done", right=right, pairs=pairs)
+        return 0
+
+    _run(recipe, "appraise", progress, base)
+
+
+@app.command()
 def evaluate(
     base: Base,
     adapter: Annotated[Path, typer.Option()],

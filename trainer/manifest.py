@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from feedback.records import Method
 from trainer.files import write_whole
 
 PACKAGES = (
@@ -26,6 +27,8 @@ PACKAGES = (
     "transformers",
     "trl",
 )
+REWARD = "reward.json"
+"""In a reward model's folder: what it was made from."""
 WHOLE_BYTES = 64 * 2**20
 """Larger files of a base are known by size and ends: hashing 16 GB would cost a job half a minute."""
 
@@ -44,7 +47,7 @@ class Frozen(BaseModel):
     """
 
     digest: str
-    method: Literal["dpo", "unpaired", "supervised"] = "dpo"
+    method: Method = "dpo"
     file: str | None = Field(None, description="The uploaded file that it was read from; none for the ledger.")
     file_sha256: str | None = None
     pairs: list[str]

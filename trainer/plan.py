@@ -85,6 +85,7 @@ async def gather(work: Work) -> tuple[Base, int, Dataset, Frozen]:
 
 async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
     parent = await _live(work, base.revision)
+    is_warm = work.settings.start == "warm" and frozen.method != "reward"
     return Manifest(
         job=work.job.id,
         served_model=work.ledger.model,
@@ -92,8 +93,8 @@ async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
         dataset=frozen,
         base=base,
         parent=parent,
-        start=parent if work.settings.start == "warm" else None,
-        half_life_pairs=None if work.settings.start == "warm" else hyperparameters.half_life(width, work.settings),
+        start=parent if is_warm else None,
+        half_life_pairs=None if is_warm else hyperparameters.half_life(width, work.settings),
         hyperparameters=hyperparameters.choose(width, work.settings, work.job, frozen.method),
         seed=work.job.seed,
         computing=Computing(

@@ -174,6 +174,10 @@ class WorkshopSettings(BaseSettings):
         return self.var.resolve() / "adapters"
 
     @property
+    def rewards(self) -> Path:
+        return self.var.resolve() / "rewards"
+
+    @property
     def references(self) -> Path:
         return self.var.resolve() / "references"
 

@@ -132,18 +132,19 @@ def _train(run: Run, recipe: Recipe, fitted: rows.Fitted, newest: Path | None, r
     trainer.add_callback(watch)
     if newest:
         reporter.emit("resumed", step=int(newest.name.rpartition("-")[2]))
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if watch.stopped is not None:
-        return watch.stopped
-    if trainer.is_world_process_zero():
-        recipe.write(run, trainer)
-        reporter.emit(
-            "done",
-            steps=trainer.state.global_step,
-            adapter=str(run.out),
-            trained_tokens=round(watch.tokens * run.settings.epochs),
-        )
-    return 0
+    with watch.over_signals():
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        if watch.stopped is not None:
+            return watch.stopped
+        if trainer.is_world_process_zero():
+            recipe.write(run, trainer)
+            reporter.emit(
+                "done",
+                steps=trainer.state.global_step,
+                adapter=str(run.out),
+                trained_tokens=round(watch.tokens * run.settings.epochs),
+            )
+        return 0
 
 
 def plan(run: Run) -> device.Plan:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.recipes import Child, corrections, preferring_steps, thumbs, write_rows
-from trainer import reports, reward, weights
+from trainer import manifest, reports, reward, weights
 from trainer.checkpoints import is_whole
 from trainer.judge import by_reward, duels
 from trainer.likelihoods import log_probabilities
@@ -167,7 +167,7 @@ def test_a_reward_model_prefers_what_people_preferred_and_says_what_it_was_made_
     right = sum(liked > not_liked for liked, not_liked in zip(scores[: len(some)], scores[len(some) :], strict=True))
     assert right >= 0.75 * len(some)
     assert scores[:2] == pytest.approx(one_by_one, abs=1e-4)
-    made_from = json.loads((child.out / reward.MANIFEST).read_text())
+    made_from = json.loads((child.out / manifest.REWARD).read_text())
     assert made_from["base"] == str(child.base)
     assert made_from["hyperparameters"]["seed"] == 0
     assert weights.weigh(child.out, str(child.base))["reasons"]  # nobody can mistake it for an adapter to serve

@@ -3,10 +3,10 @@
     python -m tests.load.bench_train                   the pocket model and a random one of 150M, on CPU
     python -m tests.load.bench_train --device cuda     Qwen3-0.6B's and -8B's shapes with random weights, on one GPU
 
-In each round they train one after the other (ABCABC), each in a process of its own, on the same pairs, and a ratio is
+In each round they train one after the other (ABCDABCD), each in a process of its own, on the same pairs, and a ratio is
 taken within its round. TRL is tuned twice, in fp32 and in bfloat16, for which of them is faster depends on the CPU. On
 CPU the figures are CPU time by the kernel's count, so that busy neighbours matter less.
-Ends with code 1 where losses differ, or where Heed is slower than it promises.
+Ends with code 1 where losses differ, or where the recipe is slower than it promises.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def ratios(found: dict[str, list[Figures]], who: str, figure: str) -> list[float
 
 
 def apart(found: dict[str, list[Figures]], who: str) -> float:
-    """The most that a step's loss differs from Heed's."""
+    """The most that a step's loss differs from the recipe's."""
     pairs = zip(found[who][0].losses, found["heed"][0].losses, strict=True)
     return max(abs(theirs - ours) for theirs, ours in pairs)
 

@@ -84,27 +84,33 @@ async def test_requests_at_once_have_a_connection_each() -> None:
     assert served.connections == 5
 
 
-async def test_a_kept_connection_that_the_engine_closed_is_replaced() -> None:
-    async def answers_once(served: Served, writer: asyncio.StreamWriter) -> None:
-        if len(served.requests) == 2:
+async def test_a_connection_that_the_engine_closed_meanwhile_is_replaced() -> None:
+    async def hangs_up_afterwards(_: Served, writer: asyncio.StreamWriter) -> None:
+        writer.write(WHOLE)
+        writer.close()
+
+    async with serving(hangs_up_afterwards) as (upstream, served):
+        assert await ask(upstream) == b"hi"
+        await until(lambda: not upstream.idle, "the client has seen it")
+        assert await ask(upstream) == b"hi"
+
+    assert served.connections == 2
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+async def test_a_connection_that_breaks_is_a_failure_and_nothing_is_sent_again(answers: int) -> None:
+    async def breaks(served: Served, writer: asyncio.StreamWriter) -> None:
+        if len(served.requests) > answers:
             raise ConnectionError
         writer.write(WHOLE)
 
-    async with serving(answers_once) as (upstream, served):
-        assert [await ask(upstream), await ask(upstream)] == [b"hi", b"hi"]
-
-    assert (served.connections, len(served.requests)) == (2, 3)
-
-
-async def test_a_new_connection_that_breaks_is_not_tried_again() -> None:
-    async def hangs_up(_: Served, __: asyncio.StreamWriter) -> None:
-        raise ConnectionError
-
-    async with serving(hangs_up) as (upstream, served):
+    async with serving(breaks) as (upstream, served):
+        for _ in range(answers):
+            await ask(upstream)
         with pytest.raises(EngineUnreachable, match="closed"):
             await ask(upstream)
 
-    assert served.connections == 1
+    assert (served.connections, len(served.requests)) == (1, answers + 1)
 
 
 async def test_an_answer_that_asks_for_the_connections_end_is_the_last_on_it() -> None:
