@@ -10,6 +10,7 @@ import resource
 import secrets
 from typing import Any, Literal
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -33,10 +34,10 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._phase: Literal["head", "body", "between"] = "head"
+        self._phase: Literal["silent", "head", "body", "complete"] = "silent"
         self._heard = self._owed_since = self.loop.time()
         self._clock: asyncio.TimerHandle | None = None
-        self._unread = 0  # bytes that came and are not yet head or body: trailers, too, could grow without end
+        self._unread = 0  # bytes that came after the last head or body: heads and trailers could grow without end
         self._drained = 0  # bytes of a body whose request was refused before all of it had come
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,28 +59,54 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._heard = self.loop.time()
         self._unread += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self.transport.is_closing():
             self._unset_clock()
         elif self._unread > self._head_limit:
             self._refuse(self._head_too_large())
-        elif self._phase != "between":
+        elif self._phase != "complete":
             if self._clock is None:
                 self._set_clock()
         elif self._is_unasked and self.timeout_keep_alive_task is None:
             # The end of a body that nobody waited for, or an empty line: uvicorn has stopped its own clock.
-            self._phase, self._owed_since = "head", self._heard
+            self._phase, self._owed_since = "silent", self._heard
             self._set_clock()
         elif self._clock is not None:
             self._unset_clock()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError:
+            self._refuse(Refused(400, "invalid_http", "this is no request of HTTP/1.1; see RFC 9112"))
+        except HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+
+    def _stay(self, rest: bytes) -> None:
+        """Answer in this protocol whoever would rather have another (RFC 9110, 7.8): Java's client asks for h2c.
+
+        The parser takes what follows such a head for the other protocol, so it gets the head again, without the wish.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(Refused(405, "method_not_allowed", "this is no proxy, and CONNECT is not offered"))
+            return
+        kept = [name + b": " + value for name, value in self.headers if name not in (b"connection", b"upgrade")]
+        head = [method + b" " + self.url + b" HTTP/1.1", *kept, b"", rest]
+        self.parser = HttpRequestParser(self)
+        self._feed(b"\r\n".join(head))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._phase, self._owed_since = "head", self._heard
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         if self._unread > self._head_limit and size_of(self.url, self.headers) > self._head_limit:
             self.app = refusing(self._head_too_large())
+            self.url = b"/"  # uvicorn's parser of addresses raises at 64 kB
         super().on_headers_complete()
         self._phase, self._unread, self._drained = "body", 0, 0
 
@@ -93,14 +120,10 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
-        self._phase, self._unread = "between", 0
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(Refused(400, "invalid_http", "this is no request of HTTP/1.1; see RFC 9112"))
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nobody needs two lines in the log of who asks for another protocol: they are answered in this one."""
+        self._phase, self._unread = "complete", 0
 
     @property
     def _is_unasked(self) -> bool:
@@ -132,16 +155,16 @@ class Connection(HttpToolsProtocol):
     def _look(self) -> None:
         self._clock = None
         now = self.loop.time()
-        if self.transport.is_closing() or self._phase == "between":
+        if self.transport.is_closing() or self._phase == "complete":
             return
-        if self.flow.read_paused or (self._phase == "head" and not self._is_unasked):
+        if self.flow.read_paused or (self._phase != "body" and not self._is_unasked):
             self._heard = self._owed_since = now  # it is not the client who is waited for
         if self._due() > now:
             self._set_clock()
         elif self._phase == "body":
             words = f"nothing more of the body came for {self.settings.body_silence_s:g} s (HEED_BODY_SILENCE_S)"
             self._refuse(Refused(408, "body_timeout", f"{words}; send it again"))
-        elif self._unread:
+        elif self._phase == "head":
             words = f"the head was not complete after {self.settings.head_timeout_s:g} s (HEED_HEAD_TIMEOUT_S)"
             self._refuse(Refused(408, "head_timeout", f"{words}; send it again"))
         else:

@@ -76,7 +76,7 @@ async def test_random_requests_are_answered_or_refused_in_the_envelope(gateway: 
     assert (await gateway.chat()).status_code == 200
 
 
-def try_out(operation: APIOperation[Any, Any, Any], mode: GenerationMode, url: str, wrong: list[str]) -> int:
+def try_out(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, url: str, wrong: list[str]) -> int:
     """How many were sent; what was answered wrongly goes to `wrong`, the smallest of it that was found."""
     sent = 0
 
