@@ -25,6 +25,7 @@ from serve.routes import (
     completions,
     erasure,
     exchange,
+    extras,
     files,
     health,
     jobs,
@@ -88,6 +89,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     rooms = (chat, responses, votes, completions, models, comparisons, prompts, voters)  # matched in this order
     for room in (*rooms, jobs, adapters, files, exchange, erasure, loop, health):
         app.include_router(room.router)
+    app.include_router(extras.router_of(settings.extra_routes))
     errors.install(app)
     limits = {"body_limit": int(settings.body_limit_mb * 2**20), "upload_limit": int(settings.upload_limit_mb * 2**20)}
     app.add_middleware(Door, keys=keys, metrics=metrics, **limits)

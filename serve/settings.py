@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serve.protocol import MAX_CHOICES
+from serve.protocol import EXTRA_ROUTES, MAX_CHOICES
 
 Names = Annotated[tuple[str, ...], NoDecode]
 
@@ -44,6 +44,11 @@ class GatewaySettings(BaseSettings):
     )
     extra_parameters: Names = Field(
         (), description="Engine parameters clients may send beyond the safe list; some reach behind the gateway."
+    )
+    extra_routes: Names = Field(
+        (),
+        description="Calls of vLLM beyond OpenAI's that clients may make, such as /tokenize,/detokenize. None: an "
+        "engine's time that nothing is learned from is for an operator to give.",
     )
     body_limit_mb: float = Field(10, gt=0, description="Largest body; a long conversation with an image fits.")
     upload_limit_mb: float = Field(
@@ -100,7 +105,7 @@ class GatewaySettings(BaseSettings):
         1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."
     )
 
-    @field_validator("models", "client_keys", "allowed_hosts", "extra_parameters", mode="before")
+    @field_validator("models", "client_keys", "allowed_hosts", "extra_parameters", "extra_routes", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -112,6 +117,15 @@ class GatewaySettings(BaseSettings):
     def _has_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("name at least one served model, for example HEED_MODELS=heed")
+        return value
+
+    @field_validator("extra_routes")
+    @classmethod
+    def _are_harmless(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if refused := [path for path in value if path not in EXTRA_ROUTES]:
+            raise ValueError(
+                f"{refused[0]!r} is not a call that may be opened; there is {', '.join(sorted(EXTRA_ROUTES))}"
+            )
         return value
 
     @property

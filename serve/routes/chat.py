@@ -84,8 +84,8 @@ def asked_of(
     return Asked(kind, path, target, ledger, number, client, sent, forwarded, comparison, records_tokens)
 
 
-def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[str, Any]:
-    """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
+def read(body: bytes, shape: type[BaseModel], passing: frozenset[str] | None) -> dict[str, Any]:
+    """The request as it was sent, once its types are known to be right; None passes all names. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -94,7 +94,7 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[s
         shape.model_validate(sent)
     except ValidationError as error:
         raise explain(error.errors(include_url=False)) from None
-    for name in sent:
+    for name in sent if passing is not None else ():
         if name not in passing and name not in OURS and name not in WITHOUT_EFFECT:
             shown = name[:40]
             raise Refused(
