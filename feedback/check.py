@@ -3,14 +3,27 @@
 A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
 only what exists, every archived completion in the row that its stub names and in no other place, a tally and counters
 of the report that a recount confirms, no pair in two open jobs, no lease that cannot run out, one adapter for each
-succeeded job, and a live adapter that is on disk with the digest it was registered with.
+succeeded job, a live adapter that is on disk with the digest it was registered with, and at most one canary, which has
+counted each unit once.
 """
 
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from feedback import adapters, archive, comparisons, completions, jobs, pairs, report, tally, votes
+from feedback import (
+    adapters,
+    archive,
+    canary,
+    canary_counts,
+    comparisons,
+    completions,
+    jobs,
+    pairs,
+    report,
+    tally,
+    votes,
+)
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown, ArchiveUnavailable
 from feedback.partitions import Place, at
@@ -21,7 +34,7 @@ async def violations(ledger: Ledger) -> AsyncIterator[str]:
     """Each broken invariant as a sentence. Old forms and unsettled prompts are work, not damage, and done first."""
     await completions.upgrade(ledger)
     await pairs.settle(ledger)
-    for check in (_opinions, _pairs, _archive, _sums, _jobs, _adapters, _durability):
+    for check in (_opinions, _pairs, _archive, _sums, _jobs, _adapters, _canary, _durability):
         try:
             async for broken in check(ledger):
                 yield broken
@@ -180,6 +193,17 @@ async def _adapters(ledger: Ledger) -> AsyncIterator[str]:
         return
     if digest != live.digest:
         yield f"{live.id} is live but its files have digest {digest[:12]}, not {live.digest[:12]}"
+
+
+async def _canary(ledger: Ledger) -> AsyncIterator[str]:
+    running, _ = await canary.tidied(ledger)
+    tried = running.adapter if running else None
+    for adapter_id in await ledger.reply(ledger.redis.zrange(ledger.keys.adapters, 0, -1)):
+        state = await ledger.reply(ledger.redis.hget(ledger.keys.adapter(adapter_id), "state"))
+        if state == "canary" and adapter_id != tried:
+            yield f"{adapter_id} says that it is the canary, and {tried or 'none'} is"
+    if running and (broken := await canary_counts.miscounted(ledger, running.trial)):
+        yield broken
 
 
 async def _durability(ledger: Ledger) -> AsyncIterator[str]:

@@ -163,6 +163,7 @@ def flat(completion: Completion) -> list[str]:
         "client": completion.client,
         "user": completion.user,
         "comparison": completion.comparison,
+        "trial": completion.trial,
         "body": completion.model_dump_json(exclude_none=True),
     }
     return [part for name, value in found.items() if value is not None for part in (name, value)]

@@ -7,9 +7,11 @@ FeedbackError
 ├── VoterUnknown        VoterBanned        VotesTooFast
 ├── ComparisonUnknown   PromptUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
-├── AdapterUnknown      AdapterNotServable NothingToRollBackTo
+├── AdapterUnknown      AdapterNotServable AdapterIsLive     NothingToRollBackTo
+├── CanaryUnknown       CanaryRunning
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
+├── CredentialUnknown
 ├── TextTooLong
 └── RecordConflict
 """
@@ -114,6 +116,18 @@ class AdapterNotServable(FeedbackError):
     """The adapter was rejected by the gate, or was retired for good."""
 
 
+class AdapterIsLive(FeedbackError):
+    """What answers everybody, or is about to, cannot be tried on some."""
+
+
+class CanaryUnknown(FeedbackError):
+    """This adapter is not being tried."""
+
+
+class CanaryRunning(FeedbackError):
+    """Another adapter is being tried; two at once would be compared with fewer votes each."""
+
+
 class NothingToRollBackTo(FeedbackError):
     """Nothing was live before what is live now."""
 
@@ -134,6 +148,10 @@ class IdempotencyInProgress(FeedbackError):
     """A request with the same idempotency key is being answered at this moment."""
 
     retry_after_s = 1.0
+
+
+class CredentialUnknown(FeedbackError):
+    """No API key of this id was made here."""
 
 
 class TextTooLong(FeedbackError):

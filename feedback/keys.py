@@ -50,8 +50,15 @@ jobs, jobs:open            zset    kept; while open       jobs                  
 adapter:ID                 hash    kept                   adapters                    adapters
 adapter:ID:history         list    kept                   adapters                    adapters
 adapters                   zset    kept                   adapters                    adapters
-adapters:version           string  kept (a counter)       adapters.next_version       adapters
+adapters:version           string  kept (a counter)       jobs.number                 jobs
+rewards:version            string  kept (a counter)       jobs.reward_number          jobs
 serving, serving:past      hash, list  kept               adapters                    hot swap
+canary                     hash    while it runs          canary                      canary, hot swap
+canary:last                string  kept                   canary.end                  canary
+canary:looking             string  TTL, one look          canary_counts               canary_counts
+canary:TRIAL:counts        hash    TTL once it ended      canary_counts               canary_counts
+canary:TRIAL:seen          set     while it runs          canary_counts               canary_counts
+canary:TRIAL:voters        hash    while it runs          canary_counts               canary_counts
 prompt:HASH:report         string  as its opinions        pairs.settle                pairs.settle
 report                     hash    kept (sums)            pairs.settle                stats, scores
 voters:scores              hash    kept (sums)            pairs.settle                voters
@@ -66,6 +73,15 @@ Uploaded files belong to no served model; their hash tag is `files`.
 
 file:ID                    string  until deleted          files                       files, jobs, trainer
 files                      zset    until deleted          files                       files.page
+
+Nor do API keys; their hash tag is `credentials`.
+
+credentials                hash    kept, revoked ones too credentials                 credentials
+credentials:version        string  kept (a counter)       credentials                 credentials.agree
+credentials:used           hash    kept (when last)       credentials.agree           credentials.page
+credentials:taken:NAME     string  TTL, as long as it is  credentials.agree           credentials.agree
+                                   to be waited for
+credentials:secret         string  kept                   credentials.agree           credentials.agree
 """
 
 import hashlib
@@ -254,6 +270,10 @@ class Keys:
     def adapter_version(self) -> str:
         return self._key("adapters:version")
 
+    @property
+    def reward_version(self) -> str:
+        return self._key("rewards:version")
+
     def idempotency(self, key_digest: str) -> str:
         return self._key(f"idempotency:{key_digest}")
 
@@ -264,6 +284,27 @@ class Keys:
     @property
     def serving_past(self) -> str:
         return self._key("serving:past")
+
+    @property
+    def canary(self) -> str:
+        return self._key("canary")
+
+    @property
+    def canary_last(self) -> str:
+        return self._key("canary:last")
+
+    @property
+    def canary_looking(self) -> str:
+        return self._key("canary:looking")
+
+    def canary_counts(self, trial: str) -> str:
+        return self._key(f"canary:{trial}:counts")
+
+    def canary_seen(self, trial: str) -> str:
+        return self._key(f"canary:{trial}:seen")
+
+    def canary_voters(self, trial: str) -> str:
+        return self._key(f"canary:{trial}:voters")
 
     def prompt_report(self, prompt_hash: str) -> str:
         return self._key(f"prompt:{prompt_hash}:report")
@@ -291,6 +332,25 @@ class Keys:
 
     def key_pace(self, key: str) -> str:
         return self._key(f"key:{_name(key)}:pace")
+
+    @property
+    def credentials(self) -> str:
+        return "heed:{credentials}:credentials"
+
+    @property
+    def credentials_version(self) -> str:
+        return "heed:{credentials}:credentials:version"
+
+    @property
+    def credentials_used(self) -> str:
+        return "heed:{credentials}:credentials:used"
+
+    def credentials_taken(self, name: str) -> str:
+        return f"heed:{{credentials}}:credentials:taken:{name}"
+
+    @property
+    def credentials_secret(self) -> str:
+        return "heed:{credentials}:credentials:secret"
 
     def file(self, file_id: str) -> str:
         return f"heed:{{files}}:file:{file_id}"

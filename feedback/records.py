@@ -16,9 +16,11 @@ Rating = Literal["up", "down"]
 Source = Literal["preference", "comparison", "correction", "thumbs"]
 Preferred = Literal["a", "b", "tie", "both_bad"]
 Split = Literal["train", "held_out"]
+Method = Literal["dpo", "unpaired", "supervised", "reward"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
 VoterState = Literal["active", "quarantined", "released", "banned"]
+Role = Literal["client", "annotator", "operator"]
 
 
 IMPORTED = "import:"
@@ -108,6 +110,7 @@ class Completion(Record):
     prompt_token_ids: list[int] | None = Field(None, description="With HEED_RECORD_TOKENS.")
     is_honeypot: bool = Field(False, description="An operator's known answer; it teaches nothing, whatever is said.")
     redacted: dict[str, int] | None = Field(None, description="How many values of each kind HEED_REDACT took out.")
+    trial: str | None = Field(None, description="Trial, side and unit where a canary ran, see feedback/canary.py.")
     best_of: BestOf | None = Field(
         None, description="There where a reward model was to choose: the best of n is another policy than the adapter."
     )
@@ -294,13 +297,14 @@ class Job(Record):
     finished: float | None = None
     status: JobStatus = "queued"
     attempts: int = Field(0, description="How many times a worker has claimed it.")
-    version: int | None = Field(None, description="Number of the adapter it will publish; given once.")
+    version: int | None = Field(None, description="Number of what it will publish; given once.")
     dataset_digest: str | None = None
     pairs: int = 0
     held_out: int = 0
     rows: int = Field(0, description="Trained on in one pass; a lesson drawn twice counts twice.")
     trained_tokens: int | None = None
     adapter: str | None = None
+    reward_model: str | None = Field(None, description="What a job of method `reward` made instead: a folder's name.")
     error: JobError | None = None
     dry_run: bool = Field(False, description="It plans, and neither freezes nor trains.")
     plan: dict[str, Any] | None = Field(None, description="What a dry run found: data, settings, cost, triggers.")
@@ -396,3 +400,25 @@ class Serving(Record):
     previous: str | None = None
     generation: int = 0
     reason: str = ""
+
+
+class Credential(Record):
+    """An API key as the ledger knows it: enough to recognise it, too little to use it."""
+
+    id: str
+    role: Role
+    name: str = Field(description="Whose it is, in the operator's words.")
+    digest: str = Field(description="sha256 of the key; it has 256 random bits, so no salt and no slow hash is needed.")
+    requests_per_minute: int | None = Field(None, description="None: the gateway's default; 0: any number.")
+    tokens_per_minute: int | None = Field(None, description="As requests_per_minute.")
+    created: float
+    revoked: float | None = None
+
+    @property
+    def prefix(self) -> str:
+        return prefix_of(self.id)
+
+
+def prefix_of(credential_id: str) -> str:
+    """How a key begins, by which people tell it from others: key-3f9a1c2b is the key heed-3f9a1c2b-…"""
+    return "heed-" + credential_id.removeprefix("key-")

@@ -123,6 +123,76 @@ class LedgerSettings(BaseSettings):
         "did not ask voters to read it.",
     )
 
+    canary_level: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Chance that anything a canary's intervals ever say is wrong, however often one looks: half of it "
+        "for the up-votes, the rest for the three guards. The convention of 5 %.",
+    )
+    canary_margin: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of up-votes by which a canary may be worse and still go live: with 0 it has to be better, "
+        "and one that is as good never ends. One vote in twenty is what nobody notices.",
+    )
+    canary_error_margin: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Share of failed answers a canary may have beyond what is live; the engine they share fails both.",
+    )
+    canary_refusal_margin: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of refusals (feedback/refusals.py) a canary may have beyond what is live; votes may ask for "
+        "some, and one answer in twenty is more than a vote asks for by accident.",
+    )
+    canary_length_ratio: float = Field(
+        2.0,
+        gt=1,
+        description="How many times longer, or shorter, a canary's answers may be. Votes for steps or for brevity move "
+        "lengths by half (docs/gate.md); twice is a model that does not end.",
+    )
+    canary_length_tokens: int = Field(
+        1024,
+        ge=16,
+        description="Tokens at which a canary's answers are cut for that. The interval is as wide as this makes it: "
+        "about twice the longest usual answer.",
+    )
+    canary_min_units: int = Field(
+        100,
+        ge=1,
+        description="Users or conversations that a canary has answered before it goes live by itself: the guards have "
+        "seen nothing yet with fewer.",
+    )
+    canary_min_hours: float = Field(
+        1,
+        ge=0,
+        description="Before that time it does not go live by itself: who is there in one minute is not everybody.",
+    )
+    canary_max_hours: float = Field(
+        168, gt=0, description="When it is called undecided; a week has every hour and every day of the week in it."
+    )
+    canary_undecided: Literal["stop", "stay"] = Field(
+        "stop",
+        description="What becomes of an undecided canary with `auto`. stop: it is a candidate again, and the next one "
+        "can be tried; stay: it goes on until somebody decides.",
+    )
+    canary_votes_per_voter: int = Field(
+        5,
+        ge=1,
+        description="Votes of one named voter that count on each side, from as many conversations: a voter who votes "
+        "100 times is not 100 opinions.",
+    )
+    canary_look_s: float = Field(
+        2,
+        gt=0,
+        description="How often answers and votes are counted and judged, by one gateway; nobody waits for less.",
+    )
+
     redact: Annotated[tuple[PersonalKind, ...], NoDecode] = Field(
         (),
         description="Personal data to take out before recording: any of email, phone, card, iban, ip, separated by "

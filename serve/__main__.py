@@ -1,7 +1,6 @@
 """`python -m serve`: the gateway as one process."""
 
 import gc
-import logging
 import sys
 
 import uvicorn
@@ -11,7 +10,9 @@ from feedback.redaction import CannotRedact
 from feedback.settings import LedgerSettings
 from serve.app import create_app
 from serve.auth import CannotBind
+from serve.logs import configure
 from serve.settings import GatewaySettings
+from serve.tracing import CannotTrace
 
 SHUTDOWN_S = 10
 """For answers that are being given when the gateway is told to stop; then their clients see the connection end."""
@@ -21,14 +22,14 @@ GC_THRESHOLD = 10_000
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         settings = GatewaySettings()
+        configure(settings.log_format, settings.access_log)
         app = create_app(settings, LedgerSettings())
     except ValidationError as error:
         wrong = error.errors()[0]
         sys.exit(f"HEED_{str(wrong['loc'][0]).upper()}: {wrong['msg']}; got {wrong['input']!r}")
-    except (CannotBind, CannotRedact, OSError) as error:
+    except (CannotBind, CannotRedact, CannotTrace, OSError) as error:
         sys.exit(str(error))
     gc.collect()
     gc.freeze()  # what the start has made stays until the end, and need not be searched
@@ -41,6 +42,7 @@ def main() -> None:
         http="httptools",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address
         log_config=None,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )

@@ -8,10 +8,8 @@ leaves ends the engine's work on it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,12 +17,14 @@ from starlette.types import Receive, Scope, Send
 from feedback.records import BestOf, Completion
 from serve.attribution import withhold, withhold_events
 from serve.best_of import choose
-from serve.engine import EngineUnreachable, failure_of, next_bytes, read
+from serve.engine import failure_of
 from serve.errors import Refused, unavailable
 from serve.gateway import Gateway
+from serve.limits import estimated
 from serve.recorder import Asked, record
-from serve.routing import Replica
+from serve.replicas import Replica
 from serve.sse import DONE, UNRECORDED, Transcript, failure_event
+from serve.upstream import Connection, EngineUnreachable
 
 log = logging.getLogger("heed.gateway")
 
@@ -50,57 +50,87 @@ class Answer(Response):
         self._asked = asked
         self.recorded: Completion | None = None
         """As the client got it, once the ledger has it."""
+        self._given: Completion | None = None
         self._started = False
+        self._is_broken = False
         self._outcome = "left"
+        self._first_s: float | None = None
+        """From the arrival to the first byte, where it was streamed."""
+        self._events = 0
+        self._usage: dict[str, int] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         routing, metrics = self._gateway.routing, self._gateway.metrics
-        slot = routing.slot(self._asked.target)
-        in_flight = metrics.in_flight.labels(slot)
-        in_flight.inc()
-        answering = asyncio.ensure_future(self._answer(send))
-        leaving = asyncio.ensure_future(until_gone(receive))
+        seen = metrics.of(self._asked.target.served_model, routing.slot(self._asked.target))
+        seen.in_flight.inc()
+        limit_s = self._gateway.settings.answer_timeout_s
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering  # raises what it raised
+            async with Attended(receive, limit_s):
+                await self._answer(send)
+        except Late:
+            await self._end_late(send, limit_s)
         except Refused as refused:
             self._outcome = "refused" if refused.status_code < 500 else "failed"
             raise
         finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
-            in_flight.dec()
-            metrics.answers.labels(slot, self._outcome).inc()
+            seen.in_flight.dec()
+            seen.ended(self._outcome, self._asked.waited_s, self._first_s, self._usage)
+            self._asked.allowance.settle(self._tokens())
+            if self._asked.mark:
+                model = self._asked.target.served_model
+                self._gateway.canaries.note(model, self._asked.mark, self._outcome, self._given)
+
+    def _tokens(self) -> int:
+        """What its key's limit is charged: of an answer that was not read to its end, the events that were sent."""
+        if self._usage is not None:
+            return self._usage["total_tokens"]
+        is_charged = self._events or self._outcome == "left"
+        return estimated(self._asked.sent) + self._events if is_charged else 0
+
+    async def _end_late(self, send: Send, limit_s: float) -> None:
+        """Raises Refused (504) where nothing has been sent."""
+        self._outcome = "failed"
+        words = f"the answer took longer than {limit_s:g} s (HEED_ANSWER_TIMEOUT_S); ask for less of it"
+        if not self._started:
+            raise Refused(504, "answer_timeout", words)
+        end = failure_event(504, "answer_timeout", words)
+        await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _answer(self, send: Send) -> None:
         """Raises Refused, only while nothing has been sent."""
         body = orjson.dumps(self._asked.forwarded)
-        deadline = asyncio.get_running_loop().time() + self._gateway.settings.engine_wait_s
-        adapter = self._asked.target.adapter
+        patience = min(self._gateway.settings.engine_wait_s, self._asked.patience_s)
+        deadline = asyncio.get_running_loop().time() + patience
+        adapter, conversation = self._asked.target.adapter, self._asked.conversation
         for attempt in range(ATTEMPTS):
             if attempt:
+                if asyncio.get_running_loop().time() > deadline:
+                    break
                 self._gateway.metrics.retries.inc()
-            async with self._gateway.routing.borrow(adapter, deadline) as replica:
+            async with self._gateway.routing.borrow(adapter, deadline, conversation) as replica:
+                life = replica.life
                 try:
-                    async with replica.engine.ask(self._asked.path, body, self._asked.number) as upstream:
+                    async with (
+                        self._gateway.tracing.asking(self._asked.target) as trace,
+                        replica.engine.ask(self._asked.path, body, self._asked.number, trace) as upstream,
+                    ):
                         if upstream.status != 200:
-                            await self._refuse(replica, upstream)
-                        elif self._asked.is_stream:
-                            return await self._stream(upstream, send)
-                        else:
-                            return await self._whole(upstream, send)
+                            await self._refuse(replica, life, upstream)
+                            continue
+                        await (self._stream if self._asked.is_stream else self._whole)(upstream, send)
+                        if self._is_broken:
+                            self._doubt(replica, life, "broke within an answer")
+                        return
                 except EngineUnreachable as error:
-                    log.warning("req-%s: the engine broke before the first byte: %s", self._asked.number, error)
-                    self._doubt(replica)
-        raise unavailable("engine_unavailable", "the engine broke each time the request was sent; try again shortly")
+                    log.warning("req-%s: %s broke before the first byte: %s", self._asked.number, replica.name, error)
+                    self._doubt(replica, life, f"broke within a request ({error})")
+        raise unavailable("engine_unavailable", "engines broke whenever the request was sent to one; try again shortly")
 
-    async def _whole(self, upstream: aiohttp.ClientResponse, send: Send) -> None:
-        body = await read(upstream)
+    async def _whole(self, upstream: Connection, send: Send) -> None:
+        body = await upstream.read()
         answer = orjson.loads(body)
         if any(choice.get("finish_reason") == "abort" for choice in answer["choices"]):
-            raise unavailable("engine_aborted", "the engine stopped before the answer was whole; try again", 1)
+            raise EngineUnreachable("it aborted the answer")
         best_of = None
         if self._asked.samples:
             answer, best_of = await choose(answer, self._asked, self._gateway)
@@ -108,31 +138,44 @@ class Answer(Response):
         is_recorded = await self._record(answer, best_of)
         if self._asked.records_tokens:
             body = orjson.dumps(withhold(answer, self._asked.sent))
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *self._asked.headers,
+        ]
         if best_of:
             headers.append((b"x-heed-best-of", b"%d" % best_of.compared))
         if not is_recorded:
             headers.append((b"x-heed-recorded", b"no"))
-        self._saw_first_byte()
+        self._started = True
         self._outcome = "answered"
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, upstream: aiohttp.ClientResponse, send: Send) -> None:
+    async def _stream(self, upstream: Connection, send: Send) -> None:
+        """The engine is read from as fast as the client reads: `send` waits while uvicorn's buffer to it is full."""
         transcript = Transcript(self._asked.wants_usage)
         try:
-            async for events in _events(upstream, transcript):
+            while not transcript.failure and (received := await upstream.next_bytes()):
+                events = transcript.feed(received)
+                if not events:
+                    continue
                 if not self._started:  # an engine that dies before its first token can still be replaced
-                    self._saw_first_byte()
-                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                    self._started = True
+                    self._first_s = self._asked.waited_s
+                    headers = [*STREAM_HEADERS, *self._asked.headers]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                self._events += events.count(b"\n\n")
                 if self._asked.records_tokens:
                     events = withhold_events(events, self._asked.sent)
                 await send({"type": "http.response.body", "body": events, "more_body": True})
         except EngineUnreachable as error:
             if not self._started:
                 raise
+            self._is_broken = True
             transcript.failure = f"the engine broke within the answer ({error})"
         if transcript.failure is None and not transcript.is_done:
+            self._is_broken = True
             transcript.failure = "the engine ended the answer too early"
         if transcript.failure:
             if not self._started:
@@ -147,15 +190,17 @@ class Answer(Response):
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _record(self, answer: dict[str, Any], best_of: BestOf | None = None) -> bool:
+        self._usage = answer.get("usage")
         completion = self._asked.completion(answer, self._gateway, best_of)
         is_recorded = await record(self._asked, completion, self._gateway)
+        self._given = completion
         self.recorded = completion if is_recorded else None
         return is_recorded
 
-    async def _refuse(self, replica: Replica, upstream: aiohttp.ClientResponse) -> None:
+    async def _refuse(self, replica: Replica, life: int, upstream: Connection) -> None:
         """Return if it is worth another try, which then waits for an engine that is well. Raises Refused."""
         status = upstream.status
-        message, param = failure_of(await read(upstream))
+        message, param = failure_of(await upstream.read())
         words = message[:MESSAGE_CHARACTERS]
         if status == 404:
             # Unloaded between our picking and its answering, or forgotten in a restart we have not seen yet.
@@ -167,26 +212,68 @@ class Answer(Response):
             code = "context_length_exceeded" if is_too_long else "invalid_value" if param else "invalid_request"
             raise Refused(status, code, words, param)
         elif status == 503 or not await replica.engine.is_healthy():
-            self._doubt(replica)
+            self._doubt(replica, life, f"refused a request with status {status}")
         else:
             log.warning("req-%s: the engine failed with %s: %s", self._asked.number, status, words)
             raise Refused(502, "engine_failed", "the engine failed on this request; ask again, or ask less of it")
 
-    def _doubt(self, replica: Replica) -> None:
-        """No traffic until the hot swap has seen that it is well."""
-        replica.forget()
-        self._gateway.routing.nudge()
-
-    def _saw_first_byte(self) -> None:
-        self._started = True
-        slot = self._gateway.routing.slot(self._asked.target)
-        self._gateway.metrics.first_byte.labels(slot).observe(self._asked.waited_s)
+    def _doubt(self, replica: Replica, life: int, why: str) -> None:
+        """No traffic until the hot swap has seen that it is well; many requests may see one death."""
+        if replica.life == life:
+            settings = self._gateway.settings
+            replica.eject(why, settings.engine_rest_s, settings.engine_rest_max_s)
+            self._gateway.routing.nudge()
 
 
-async def _events(upstream: aiohttp.ClientResponse, transcript: Transcript) -> AsyncIterator[bytes]:
-    while not transcript.failure and (received := await next_bytes(upstream)):
-        if events := transcript.feed(received):
-            yield events
+class Late(Exception):
+    """A block took longer than it may."""
+
+
+class Attended:
+    """A block that ends early when its client leaves, and then quietly, or when its time is over: Late.
+
+    One task beside the block's own, and a timer; to wait for the first of two tasks took 18 µs more.
+    """
+
+    def __init__(self, receive: Receive, limit_s: float | None = None) -> None:
+        self._receive = receive
+        self._limit_s = limit_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_late = False
+        self._is_ended = False
+
+    async def __aenter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._attending = asyncio.current_task()
+        self._watching = loop.create_task(self._watch())
+        if self._limit_s is not None:
+            self._timer = loop.call_later(self._limit_s, self._expire)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self._watching.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._is_ended or self._attending is None:
+            return False
+        is_wanted_by_others = self._attending.uncancel() > 0
+        if not isinstance(error, asyncio.CancelledError) or is_wanted_by_others:
+            return False
+        if self._is_late:
+            raise Late
+        return True
+
+    def _expire(self) -> None:
+        self._is_late = not self._is_ended
+        self._end()
+
+    def _end(self) -> None:
+        if not self._is_ended and self._attending is not None:
+            self._is_ended = True
+            self._attending.cancel()
+
+    async def _watch(self) -> None:
+        await until_gone(self._receive)
+        self._end()
 
 
 async def until_gone(receive: Receive) -> None:

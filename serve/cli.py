@@ -3,8 +3,6 @@
 import getpass
 import time
 from collections.abc import Callable
-from datetime import datetime
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 from urllib.parse import quote
@@ -16,8 +14,9 @@ from rich.table import Column, Table
 
 from feedback import imports
 from serve import exchange, hub
-from serve.client import CallFailed, Client, ClientSettings
+from serve.client import CallFailed, Client, ClientSettings, spoken
 from serve.console.cli import console as console_command
+from serve.keychain import keys
 from serve.tables import (
     gate_table,
     plan_table,
@@ -26,13 +25,16 @@ from serve.tables import (
     versions_table,
     voters_table,
     votes_table,
+    when,
 )
 from serve.terminal import TerminalChat
+from serve.trial import canary
 from serve.up import up
 
 app = typer.Typer()
 versions = typer.Typer(invoke_without_command=True)
 app.add_typer(versions, name="adapters")
+app.add_typer(keys, name="keys")
 app.command()(up)
 app.command()(console_command)
 console = Console(highlight=False)
@@ -63,20 +65,6 @@ VOTERS_SHOWN = 100
 OPEN = ("validating_files", "queued", "running")
 
 
-def spoken(act: Callable[P, None]) -> Callable[P, None]:
-    """Let failures be a sentence and exit code 1."""
-
-    @wraps(act)
-    def acting(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            act(*args, **kwargs)
-        except CallFailed as failed:
-            console.print(str(failed), style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return acting
-
-
 def command(act: Callable[P, None]) -> Callable[P, None]:
     acting = spoken(act)
     app.command(act.__name__.strip("_"))(acting)
@@ -96,7 +84,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
     method: Annotated[
-        str, typer.Option(help="dpo, unpaired or supervised; default: dpo, or unpaired where pairs are too few.")
+        str, typer.Option(help="dpo, unpaired, supervised or reward; default: dpo, or unpaired where pairs are few.")
     ] = "",
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; train nothing.")] = False,
@@ -131,9 +119,8 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
     table = Table(_whole("job"), "created", "status", "pairs", _whole("adapter"), box=None)
     for job in client.get("/fine_tuning/jobs", model=model)["data"]:
         error = f": {job['error']['message']}" if job["error"] else ""
-        table.add_row(
-            job["id"], _when(job["created_at"]), job["status"] + error, str(job["pairs"]), job["fine_tuned_model"]
-        )
+        made = job["fine_tuned_model"] or job["reward_model"]
+        table.add_row(job["id"], when(job["created_at"]), job["status"] + error, str(job["pairs"]), made)
     console.print(table)
 
 
@@ -147,7 +134,7 @@ def adapters(context: typer.Context, model: Model = "heed") -> None:
     table = Table(_whole("adapter"), "created", "state", _whole("parent"), "pairs", "why", box=None)
     for one in listed["data"]:
         why = one["history"][-1]["reason"] if one["history"] else ""
-        table.add_row(one["id"], _when(one["created"]), one["state"], one["parent"], str(one["pairs"]), why)
+        table.add_row(one["id"], when(one["created"]), one["state"], one["parent"], str(one["pairs"]), why)
     console.print(table)
     serving = listed["serving"]
     console.print(f"live: {serving['live']}   before it: {serving['previous'] or 'nothing'}")
@@ -221,6 +208,9 @@ def rollback(
 ) -> None:
     """Back to the adapter that was live before; returns when it is."""
     console.print(f"{_client().post('/adapters/rollback', {'model': model, 'reason': reason})['live']} is live.")
+
+
+command(canary)
 
 
 @command
@@ -331,7 +321,7 @@ def _follow(client: Client, job_id: str) -> None:
                         bar, completed=data["step"], total=data["total_steps"], description=event["message"]
                     )
                 else:
-                    progress.console.print(f"{_when(event['created_at'])}  {event['message']}", markup=False)
+                    progress.console.print(f"{when(event['created_at'])}  {event['message']}", markup=False)
             if job["status"] not in OPEN:
                 break
             time.sleep(LOOK_EVERY_S)
@@ -350,7 +340,3 @@ def _client() -> Client:
 def _whole(name: str) -> Column:
     """A column of ids, which are there to be copied: in a narrow terminal the others give way."""
     return Column(name, no_wrap=True)
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,15 +1,19 @@
 """The commands' way to the gateway: its address, the operator's key of this machine, and failures in its own words."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import httpx
+import typer
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
 
+P = ParamSpec("P")
 Json = dict[str, Any]
 
 TIMEOUT_S = 120
@@ -124,3 +128,17 @@ def failure_of(reply: httpx.Response) -> CallFailed:
         return kind(str(reply.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):
         return CallFailed(f"the gateway answered with status {reply.status_code}; is it Heed that listens there?")
+
+
+def spoken(act: Callable[P, None]) -> Callable[P, None]:
+    """Let a command's failures be a sentence and exit code 1."""
+
+    @wraps(act)
+    def acting(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            act(*args, **kwargs)
+        except CallFailed as failed:
+            Console(highlight=False).print(str(failed), style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return acting

@@ -18,7 +18,7 @@ from feedback import comparisons
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable
 from feedback.records import AnswerRef, Comparison, Completion, prompt_digest
-from serve.answer import STREAM_HEADERS, Answer, until_gone
+from serve.answer import STREAM_HEADERS, Answer, Attended
 from serve.errors import REFUSALS, Refused
 from serve.gateway import Gateway
 from serve.known import KnownAnswer
@@ -83,21 +83,14 @@ class TwoAnswers(Response):
         self.background = None
         self._gateway = gateway
         self._comparing = comparing
+        self._limits = comparing.sides["a"].headers
         self._sending = asyncio.Lock()  # two sides, one stream
         self._started = False
         self._answered: dict[str, Completion] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = asyncio.ensure_future(self._answer(scope, send))
-        leaving = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering  # raises what it raised
-        finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+        async with Attended(receive):
+            await self._answer(scope, send)
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         """Raises Refused, LedgerUnavailable, only while nothing has been sent."""
@@ -113,7 +106,9 @@ class TwoAnswers(Response):
             if self._comparing.is_stream:
                 await self._stream(send, _event(shown) + DONE, is_end=True)
             else:
-                await Response(orjson.dumps(shown), media_type="application/json")(scope, _stay, send)
+                whole = Response(orjson.dumps(shown), media_type="application/json")
+                whole.raw_headers += self._limits
+                await whole(scope, _stay, send)
 
     async def _both(self, scope: Scope, send: Send) -> Json:
         """The recorded comparison as the client may see it. The first failure of a side gives up the other."""
@@ -155,7 +150,7 @@ class TwoAnswers(Response):
         async with self._sending:
             if not self._started:
                 self._started = True
-                await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *self._limits]})
                 if self._comparing.is_queued:
                     about = {"id": self._comparing.id, "object": "comparison.prompt"}
                     events = _event(about | self._comparing.prompt) + events

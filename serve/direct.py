@@ -14,16 +14,16 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from serve.auth import client
+from serve.auth import Standing, standing
 from serve.errors import Refused, explain
 from serve.gateway import Gateway
 from serve.idempotency import HEADER, Once
 
-Endpoint = Callable[[Any, Gateway, str, Once], Awaitable[Response]]
+Endpoint = Callable[[Any, Gateway, Standing, Once], Awaitable[Response]]
 
 
 class Direct(APIRoute):
-    """For endpoints of (body, here, client, once), in this order."""
+    """For endpoints of (body, here, standing, once), in this order."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint: Endpoint = self.endpoint
@@ -31,9 +31,10 @@ class Direct(APIRoute):
 
         async def answer(request: Request) -> Response:
             here: Gateway = request.app.state.gateway
-            caller = await client(request)
+            voting = await standing(request)
             body = read(await request.body(), shape)
-            return await endpoint(body, here, caller, Once(request, here, caller, request.headers.get(HEADER)))
+            once = Once(request, here, voting.caller, request.headers.get(HEADER))
+            return await endpoint(body, here, voting, once)
 
         return answer
 

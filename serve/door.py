@@ -2,12 +2,15 @@
 
 import logging
 import secrets
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.auth import Keys
 from serve.errors import Refused, envelope
+from serve.keyring import Keyring
+from serve.logs import request_id, tell_end
 from serve.metrics import Metrics
+from serve.tracing import route_of
 from serve.uploads import LINES
 
 log = logging.getLogger("heed.gateway")
@@ -22,9 +25,9 @@ FILES = {b"multipart/form-data", *(kind.encode() for kind in LINES)}
 class Door:
     """ASGI middleware, outermost."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, upload_limit: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, body_limit: int, upload_limit: int, metrics: Metrics) -> None:
         self._app = app
-        self._keys = keys
+        self._keyring = keyring
         self._body_limit = body_limit
         self._upload_limit = upload_limit
         self._metrics = metrics
@@ -34,7 +37,10 @@ class Door:
             await self._app(scope, receive, send)
             return
         number = secrets.token_hex(12)
-        scope.setdefault("state", {})["number"] = number
+        began = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state["number"] = number
+        request_id.set("req-" + number)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -56,13 +62,15 @@ class Door:
                 words = f"something went wrong on our side; the log has it under req-{number}"
                 await envelope(500, "internal_error", words)(scope, receive, send_with_id)
         finally:
-            self._metrics.requests.labels(scope["method"], status or 499).inc()
+            self._metrics.request(scope["method"], status or 499)
+            took_s = time.perf_counter() - began
+            tell_end(scope["method"], route_of(scope), status or 499, took_s, state.get("caller", "-"))
 
     def _look_at(self, scope: Scope) -> bytes:
         """The body's content type. Raises Refused."""
         headers: Headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        if not self._keys.knows_host(host):
+        if not self._keyring.knows_host(host):
             raise Refused(
                 403,
                 "host_not_allowed",

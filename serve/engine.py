@@ -1,24 +1,21 @@
-"""One vLLM, seen from the gateway: ask it, and tell it which adapters to hold.
+"""One vLLM, seen from the gateway: ask it, and tell it which adapters to hold."""
 
-aiohttp and not httpx: per request httpx costs six times as much, and closing an unread aiohttp
-response closes the connection, on which vLLM aborts the request.
-"""
-
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
 import orjson
+
+from serve.upstream import Asking, EngineUnreachable, Upstream
 
 CONTROL_TIMEOUT_S = 60
 """Loading an adapter waits for the engine's loop; on a busy CPU that was seconds."""
 
 CONNECT_TIMEOUT_S = 5
 
+JSON = "content-type: application/json\r\n"
 
-class EngineUnreachable(Exception):
-    """Nobody answers, or the connection broke within an answer."""
+NO_TRACE: Mapping[str, str] = {}
 
 
 class EngineRefused(Exception):
@@ -32,38 +29,20 @@ class EngineRefused(Exception):
 class Engine:
     def __init__(self, url: str, key: str = "", silence_s: float = 600) -> None:
         self.url = url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._silence_s = silence_s
-        self._opened: aiohttp.ClientSession | None = None
-
-    @property
-    def _session(self) -> aiohttp.ClientSession:
-        if self._opened is None:
-            self._opened = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # the engine's own queue is the limit
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._silence_s),
-                headers=self._headers,
-                auto_decompress=False,
-            )
-        return self._opened
+        self._upstream = Upstream(self.url, key, CONNECT_TIMEOUT_S, silence_s)
 
     async def close(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
+        self._upstream.close()
 
-    @asynccontextmanager
-    async def ask(self, path: str, body: bytes, request_id: str = "") -> AsyncIterator[aiohttp.ClientResponse]:
+    def ask(self, path: str, body: bytes, request_id: str = "", trace: Mapping[str, str] = NO_TRACE) -> Asking:
         """The engine's answer as it comes. Leaving the block early aborts the request there.
 
         `request_id` becomes the end of the completion's id: vLLM answers `chatcmpl-` plus X-Request-Id.
         """
-        headers = {"content-type": "application/json", "x-request-id": request_id}
-        with _unreachable():
-            response = await self._session.post(self.url + path, data=body, headers=headers)
-        try:
-            yield response
-        finally:
-            response.close() if not response.content.at_eof() else response.release()
+        lines = f"{JSON}x-request-id: {request_id}\r\n"
+        for name, value in trace.items():
+            lines += f"{name}: {value}\r\n"
+        return self._upstream.ask("POST", path, body, lines)
 
     async def models(self) -> dict[str, str | None]:
         """Every name it answers to, and the folder of those that are adapters."""
@@ -106,38 +85,18 @@ class Engine:
         return await self._call("POST", "/classify", body)
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=CONTROL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        data = orjson.dumps(body) if body is not None else None
-        headers = {"content-type": "application/json"} if body is not None else {}
-        with _unreachable():
-            async with self._session.request(
-                method, self.url + path, data=data, headers=headers, timeout=timeout
-            ) as response:
-                text = await response.read()
-        if response.status != 200:
-            raise EngineRefused(response.status, failure_of(text)[0])
+        data = orjson.dumps(body) if body is not None else b""
+        try:
+            async with (
+                asyncio.timeout(CONTROL_TIMEOUT_S),
+                self._upstream.ask(method, path, data, JSON if data else "") as answer,
+            ):
+                text = await answer.read()
+        except TimeoutError:
+            raise EngineUnreachable(f"no answer to {path} within {CONTROL_TIMEOUT_S} s") from None
+        if answer.status != 200:
+            raise EngineRefused(answer.status, failure_of(text)[0])
         return text
-
-
-class _unreachable:  # noqa: N801 - reads as the statement it is
-    """Turns every way a connection can fail into EngineUnreachable."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, aiohttp.ClientError | OSError | TimeoutError):
-            raise EngineUnreachable(type(error).__name__) from error
-
-
-async def read(response: aiohttp.ClientResponse) -> bytes:
-    with _unreachable():
-        return await response.read()
-
-
-async def next_bytes(response: aiohttp.ClientResponse) -> bytes:
-    """Whatever has come since the last call; b"" at the end."""
-    with _unreachable():
-        return await response.content.readany()
 
 
 def failure_of(body: bytes) -> tuple[str, str | None]:

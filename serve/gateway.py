@@ -8,13 +8,18 @@ from fastapi import Depends, Query, Request
 
 from feedback.connection import Ledger
 from feedback.errors import FeedbackError
+from serve.accord import Accord
+from serve.canary import Canaries
 from serve.errors import model_not_found
 from serve.hotswap import HotSwap
+from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.pace import Pace
 from serve.routing import Routing
 from serve.scorer import Scorer
 from serve.settings import GatewaySettings
+from serve.tracing import Tracing
+from serve.vote_tokens import VoteTokens
 
 T = TypeVar("T")
 
@@ -26,6 +31,11 @@ class Gateway:
     routing: Routing
     hotswap: HotSwap
     metrics: Metrics
+    canaries: Canaries
+    limits: Limits
+    tokens: VoteTokens
+    accord: Accord
+    tracing: Tracing = field(default_factory=Tracing)
     template: str | None = None
     scorer: Scorer | None = None
     pace: Pace = field(default_factory=Pace)

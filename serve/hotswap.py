@@ -14,22 +14,27 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from feedback import adapters
+from feedback import adapters, canary
 from feedback.adapters import base_name
 from feedback.connection import Ledger
 from feedback.errors import AdapterUnknown, LedgerUnavailable, RecordConflict
 from feedback.records import Adapter, Serving
 from serve import probe, weights
-from serve.engine import EngineRefused, EngineUnreachable
+from serve.engine import EngineRefused
 from serve.metrics import Metrics
 from serve.probe import AdapterUnfit, Reading
-from serve.routing import Replica, Routing
+from serve.replicas import Replica
+from serve.routing import Routing
 from serve.settings import GatewaySettings
+from serve.upstream import EngineUnreachable
 
 log = logging.getLogger("heed.hotswap")
 
 DEATHS = 2
 """An engine that died this often while it took up the same adapter died of it."""
+
+VISIT_S = 1
+"""How long a round waits for engines to say what they list; a loaded one takes some hundredths."""
 
 RETRY_S = 5
 """Between two attempts with what was found unfit and is needed all the same; it reads the adapter's files."""
@@ -53,6 +58,7 @@ class HotSwap:
         self._known: dict[str, Adapter] = {}
         self._bases: dict[tuple[int, str], Reading] = {}
         self._deaths: Counter[str] = Counter()
+        self._visits: dict[Replica, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -76,8 +82,7 @@ class HotSwap:
                 self._well("ledger")
             except LedgerUnavailable as error:
                 self._ill("ledger", str(error))
-        for replica in self._routing.replicas:
-            await self._visit(replica)
+        await self._visit_all()
         self._metrics.engine_up.set(sum(replica.is_up for replica in self._routing.replicas))
         for model in list(self._serving):
             await self._serve(model)
@@ -93,19 +98,34 @@ class HotSwap:
             self._routing.notify()
         self._metrics.generation.labels(model).set(serving.generation)
 
+    async def _visit_all(self) -> None:
+        """At once, and those that are slow are not waited for: until they answer or are late they stay as they were."""
+        for replica in self._routing.replicas:
+            if replica not in self._visits:
+                self._visits[replica] = asyncio.create_task(self._visit(replica))
+        await asyncio.wait(self._visits.values(), timeout=VISIT_S)
+        self._visits = {replica: visit for replica, visit in self._visits.items() if not visit.done()}
+        down = [f"{replica.name} {replica.why_down}" for replica in self._routing.replicas if not replica.is_up]
+        self._ill("engine", "; ".join(down)) if down else self._well("engine")
+
     async def _visit(self, replica: Replica) -> None:
         """See what the engine lists. One that lost a name it held was restarted, and shows everything again."""
+        others = (other for other in self._routing.replicas if other is not replica)
+        if not replica.is_up and replica.is_resting and any(other.is_up for other in others):
+            return  # the only one is asked at any time
         try:
-            lists = await replica.engine.models()
+            async with asyncio.timeout(self._settings.engine_check_s):
+                lists = await replica.engine.models()
+        except TimeoutError:
+            replica.forget(f"did not say within {self._settings.engine_check_s:g} s what it lists")
+            return
         except (EngineUnreachable, EngineRefused) as error:
-            replica.forget()
-            self._ill("engine", f"does not answer ({error})")
+            replica.forget(f"does not answer ({error})")
             return
         if not replica.is_up or not replica.holds <= lists.keys():
-            replica.forget()
+            replica.forget("has just begun")
             replica.is_up = True
         replica.lists = lists
-        self._well("engine")
 
     async def _serve(self, model: str) -> None:
         """The base first, for the others are compared with it; then what answers, what is to answer, what did."""
@@ -116,6 +136,25 @@ class HotSwap:
             await self._swap(model, serving)
         elif serving.previous:
             await self._keep(model, serving.previous)
+        await self._try(model)
+
+    async def _try(self, model: str) -> None:
+        """The canary, which takes traffic once it is held, and is rejected where it cannot be."""
+        if (tried := self._routing.canaries.get(model)) is None:
+            return
+        try:
+            if await self._hold_everywhere(model, tried.adapter):
+                self._well(tried.adapter)
+        except AdapterUnfit as unfit:
+            self._ill(tried.adapter, str(unfit))
+            await self._withdraw(tried.adapter)
+            try:
+                await canary.end(self._ledgers[model], tried, "rejected", str(unfit))
+            except LedgerUnavailable:
+                return  # the next round finds the same
+            self._routing.canaries.pop(model, None)
+            self._metrics.swaps.labels("rejected").inc()
+            self._well(tried.adapter)
 
     async def _keep(self, model: str, name: str) -> None:
         """Held everywhere, or noted why not and tried again later."""
@@ -129,23 +168,56 @@ class HotSwap:
             self._not_before[name] = time.monotonic() + RETRY_S
 
     async def _hold_everywhere(self, model: str, name: str) -> bool:
-        """Whether every engine that is up, and at least one, holds it. Raises AdapterUnfit."""
-        reachable = [replica for replica in self._routing.replicas if replica.is_up]
-        for replica in reachable:
-            try:
-                await self._hold(replica, model, name)
-            except (NotYet, LedgerUnavailable) as reason:
-                self._ill(name, str(reason))
-                return False
-            except EngineUnreachable as error:
-                replica.forget()
-                self._deaths[name] += 1
-                if self._deaths[name] >= DEATHS:
-                    raise AdapterUnfit(f"the engine died {DEATHS} times while it took up {name}") from error
-                return False
-        if reachable:
-            del self._deaths[name]
-        return bool(reachable)
+        """Whether every engine that takes traffic, and at least one, holds it. Raises AdapterUnfit.
+
+        One takes it up first, and the others when it is well there: an adapter that an engine dies of takes only one.
+        """
+        base = base_name(model)
+        able = [replica for replica in self._routing.up() if name == base or base in replica.holds]
+        if name == base:
+            return await self._hold_base(able, model)
+        if not able or not await self._take_up(able[0], model, name):
+            return False
+        taken = await asyncio.gather(*(self._take_up(one, model, name) for one in able[1:]), return_exceptions=True)
+        for error in taken:
+            if isinstance(error, BaseException):
+                raise error
+        if not all(taken):
+            return False
+        self._deaths.pop(name, None)
+        return True
+
+    async def _hold_base(self, replicas: list[Replica], model: str) -> bool:
+        """Whether one at least holds it; it was well elsewhere, so it is an engine that is at fault where it is not.
+
+        Raises AdapterUnfit where no engine is well with it.
+        """
+        name = base_name(model)
+        taken = await asyncio.gather(*(self._take_up(one, model, name) for one in replicas), return_exceptions=True)
+        faults = [(one, fault) for one, fault in zip(replicas, taken, strict=True) if isinstance(fault, Exception)]
+        if faults and len(faults) == len(replicas):
+            raise faults[0][1]
+        for replica, fault in faults:
+            replica.eject(str(fault), self._settings.engine_rest_s, self._settings.engine_rest_max_s)
+        return True in taken
+
+    async def _take_up(self, replica: Replica, model: str, name: str) -> bool:
+        """Whether it holds it now; one that dies gets no traffic, and the next round goes on without it.
+
+        Raises AdapterUnfit.
+        """
+        try:
+            await self._hold(replica, model, name)
+        except (NotYet, LedgerUnavailable) as reason:
+            self._ill(name, str(reason))
+            return False
+        except EngineUnreachable as error:
+            replica.forget(f"broke while it took up {name} ({error})")
+            self._deaths[name] += not self._routing.is_held(name)  # one that others serve is not to blame
+            if self._deaths[name] >= DEATHS:
+                raise AdapterUnfit(f"engines died {DEATHS} times while they took up {name}") from error
+            return False
+        return True
 
     async def _hold(self, replica: Replica, model: str, name: str) -> None:
         """Loaded, verified, probed. Raises AdapterUnfit, NotYet, EngineUnreachable, LedgerUnavailable."""
@@ -216,6 +288,7 @@ class HotSwap:
         except AdapterUnfit as unfit:
             self._ill(wanted, str(unfit))
             if wanted != base_name(model):
+                await self._withdraw(wanted)
                 await adapters.reject(ledger, wanted, str(unfit))
                 self._metrics.swaps.labels("rejected").inc()
                 self._well(wanted)
@@ -248,7 +321,8 @@ class HotSwap:
         return {name for name in names - self._needed() if not self._routing.is_held(name)}
 
     def _needed(self) -> set[str | None]:
-        return {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
+        tried = {canary.adapter for canary in self._routing.canaries.values()}
+        return tried | {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
 
     def _spare(self) -> list[str]:
         """Adapters of ours that some engine lists and no pointer names, oldest first."""
@@ -265,6 +339,12 @@ class HotSwap:
             for replica in self._routing.replicas:
                 if name in replica.lists:
                     await self._unload(replica, name)
+
+    async def _withdraw(self, name: str) -> None:
+        """One that is unfit on one engine is served by none."""
+        for replica in self._routing.up():
+            if name in replica.lists:
+                await self._unload(replica, name)
 
     async def _unload(self, replica: Replica, name: str) -> None:
         replica.holds.discard(name)  # first, so that no request is sent to it from here on

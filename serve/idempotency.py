@@ -17,7 +17,7 @@ from feedback import idempotency
 from feedback.errors import FeedbackError, LedgerUnavailable
 from feedback.idempotency import Claim
 from feedback.records import canonical, digest
-from serve.auth import Client
+from serve.auth import Voting
 from serve.errors import Refused, envelope_of
 from serve.gateway import Gateway, Here
 
@@ -101,12 +101,12 @@ def _response(status: int, answer: Json, headers: Mapping[str, str] | None = Non
 async def _once(
     request: Request,
     here: Here,
-    client: Client,
+    voting: Voting,
     key: Annotated[
         str | None, Header(alias=HEADER, description="Send the same key with a retry: it is acted on once.")
     ] = None,
 ) -> Once:
-    return Once(request, here, client, key)
+    return Once(request, here, voting.caller, key)
 
 
 OnceOnly = Annotated[Once, Depends(_once)]

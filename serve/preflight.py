@@ -21,6 +21,7 @@ from serve.stack import Stack, StackSettings, free_port, installed_device, is_fr
 GB = 1024**3
 # Measured with the pocket model: engine 2.6 GB (0.7 of it the API server), trainer 1.1, the others 0.1-0.2 each.
 MEMORY_GB_CPU = 4.7
+ENGINE_GB_CPU = 2.6
 MEMORY_GB_GPU = 16.0  # vLLM and the trainer each read the weights through host memory
 DISK_GB = 1.0
 STOP_S = 20.0  # longer than the keeper of a killed stack needs, see serve/tether.py
@@ -35,11 +36,13 @@ def decide(settings: StackSettings) -> Stack:
     device = installed_device()
     problems = [*_problems_of_installation(device), *_problems_of_console(settings), *_problems_of_redaction()]
     ledger_port = internal_port(settings, "ledger_port", problems)
-    engine_port = internal_port(settings, "engine_port", problems)
+    engine_ports = [] if settings.engines else [internal_port(settings, "engine_port", problems)]
+    while engine_ports and len(engine_ports) < settings.replicas:
+        engine_ports.append(free_port())
     console_port = internal_port(settings, "console_port", problems) if settings.console else None
-    stack = Stack(settings, device or "cpu", ledger_port, engine_port, console_port)
+    stack = Stack(settings, device or "cpu", ledger_port, tuple(engine_ports), console_port)
     problems += [*port_problems(settings), *base_model_problems(stack)]
-    needed = MEMORY_GB_GPU if stack.device == "gpu" else MEMORY_GB_CPU
+    needed = MEMORY_GB_GPU if stack.device == "gpu" else MEMORY_GB_CPU + (len(engine_ports) - 1) * ENGINE_GB_CPU
     problems += memory_problems(available_memory_gb(), needed)
     if problems:
         raise CannotStart("\n".join(problems))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedback.records import Golden
-from serve.engine import Engine, EngineRefused, EngineUnreachable
+from serve.engine import Engine, EngineRefused
+from serve.upstream import EngineUnreachable
 
 SHORT = "How do I make pasta?"
 LONG = " ".join(["Tell me in a few words how to make pasta, how to fly a kite and why the moon shines."] * 8)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from feedback.records import IMPORTED, Preferred, Rating
+from feedback.records import IMPORTED, Preferred, Rating, Role
 
 
 def _names(text: str) -> frozenset[str]:
@@ -47,12 +47,11 @@ EXTRA_ROUTES = _names(
 BEHIND = _names("cache_salt request_id priority chat_template kv_transfer_params vllm_xargs mm_processor_kwargs")
 """Parameters that reach behind the gateway: other requests' cache, order and files."""
 
-OURS = frozenset({"store", "metadata", "user"})
-"""Meant for the ledger, of no use to the engine."""
+OURS = frozenset({"store", "metadata", "user", "prompt_cache_key"})
+"""Meant for the ledger and for the choice of an engine, of no use to the engine."""
 
 WITHOUT_EFFECT = _names(
-    "modalities prediction prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier service_tier "
-    "verbosity"
+    "modalities prediction prompt_cache_options prompt_cache_retention safety_identifier service_tier verbosity"
 )
 """OpenAI's fields about billing, caching and style that have no meaning here; clients send them by habit."""
 
@@ -99,6 +98,9 @@ class Sampling(BaseModel):
     store: bool | None = None
     metadata: Metadata | None = None
     user: str | None = None
+    prompt_cache_key: str | None = Field(
+        None, max_length=512, description="Requests with one key go to one engine, which has their beginning cached."
+    )
 
 
 class ChatRequest(Sampling):
@@ -259,12 +261,14 @@ class Preferential(Body):
 
 
 class Method(Body):
-    """OpenAI's `dpo` and `supervised`, and in their shape `unpaired`, which learns from lone thumbs."""
+    """OpenAI's `dpo` and `supervised`, and in their shape `unpaired`, which learns from lone thumbs, and `reward`,
+    which trains a reward model on the pairs."""
 
     type: str
     dpo: Preferential | None = None
     supervised: Supervised | None = None
     unpaired: Preferential | None = None
+    reward: Supervised | None = None
     reinforcement: dict[str, Any] | None = None
 
 
@@ -286,8 +290,34 @@ class JobRequest(Body):
     )
 
 
+class KeyLimits(Body):
+    requests_per_minute: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        None, description="Answers a minute; 0 for any number, left out for HEED_KEY_REQUESTS_PER_MINUTE."
+    )
+    tokens_per_minute: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        None, description="Tokens of prompts and answers a minute, in the same way."
+    )
+
+
+class KeyRequest(KeyLimits):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = Field(description="Whose it is.")
+    role: Role = "client"
+
+
 class ReasonRequest(Body):
     reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+class CanaryRequest(Body):
+    percent: float = Field(ge=0, le=100, description="Share of users and conversations it answers; 0 ends it.")
+    auto: bool = Field(False, description="Let it go live, or back, by itself when the votes and the guards say so.")
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.auto and self.percent == 100:
+            raise ValueError("a percent under 100 with auto, or nobody is left to compare it with")
+        return self
 
 
 class VoterRequest(Body):

@@ -1,15 +1,21 @@
 """From what was asked and what was answered to the ledger's record of it."""
 
 import logging
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import orjson
+
 from feedback import completions
+from feedback.canary import Mark
 from feedback.connection import Ledger
 from feedback.errors import LedgerUnavailable, TextTooLong
 from feedback.records import BestOf, Choice, Completion, Message, ResponseOf, prompt_digest
 from serve.gateway import Gateway
+from serve.limits import UNLIMITED, Allowance
 from serve.routing import Target
 
 log = logging.getLogger("heed.gateway")
@@ -45,6 +51,13 @@ class Asked:
     comparison: str | None = None
     records_tokens: bool = False
     samples: int | None = None
+    mark: Mark | None = None
+    """Where a canary runs."""
+    allowance: Allowance = UNLIMITED
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Of its answer: what is left of the key's limits, and the vote token."""
+    patience_s: float = math.inf
+    """How long the client waits, where it says so."""
     response: ResponseOf | None = None
     arrived: float = field(default_factory=time.perf_counter)
     arrived_at: float = field(default_factory=time.time)
@@ -70,6 +83,19 @@ class Asked:
         if self.kind == "chat.completion":
             return list(self.sent["messages"])
         return [{"role": "user", "content": self.sent["prompt"]}]
+
+    @property
+    def conversation(self) -> bytes:
+        """The same for each turn of a conversation: OpenAI's `prompt_cache_key`, or its beginning, to the first word of
+        its user."""
+        if key := self.sent.get("prompt_cache_key"):
+            return str(key).encode()
+        beginning: list[object] = []
+        for message in self.messages:
+            beginning.append(message.get("content"))
+            if message.get("role") == "user":
+                break
+        return orjson.dumps(beginning)
 
     @property
     def completion_id(self) -> str:
@@ -98,6 +124,7 @@ class Asked:
             adapter_digest=gateway.routing.digests.get(self.target.adapter),
             template=gateway.template,
             prompt_token_ids=answer.get("prompt_token_ids") if self.records_tokens else None,
+            trial=str(self.mark) if self.mark else None,
             best_of=best_of,
             response=self.response,
         )
@@ -118,10 +145,13 @@ async def record(asked: Asked, completion: Completion, gateway: Gateway) -> bool
     """Whether the ledger has what it should have; a ledger that is down does not take the answer from the client."""
     if not asked.is_recorded:
         return True
+    began = time.perf_counter()
     try:
-        await completions.record(asked.ledger, completion)
+        with gateway.tracing.recording():
+            await completions.record(asked.ledger, completion)
     except (LedgerUnavailable, TextTooLong) as error:
         gateway.metrics.unrecorded.inc()
         log.warning("req-%s was answered and not recorded: %s", asked.number, error)
         return False
+    gateway.metrics.ledger.observe(time.perf_counter() - began)
     return True

@@ -45,8 +45,8 @@ class ResponseAnswer(Response):
             completion = self._asked.completion(orjson.loads(message["body"]), self._gateway)
             body = orjson.dumps(response_of(completion, self._asked.is_recorded))
             headers = [header for header in start["headers"] if header[0] != b"content-length"]
-            await send(start | {"headers": [*headers, (b"content-length", b"%d" % len(body))]})
-            await send(message | {"body": body})
+            await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+            await send({**message, "body": body})
 
         return translated
 
@@ -55,7 +55,7 @@ class ResponseAnswer(Response):
 
         async def translated(message: Message) -> None:
             if message["type"] == "http.response.body":
-                message = message | {"body": events.feed(message["body"])}
+                message = {**message, "body": events.feed(message["body"])}
             await send(message)
 
         return translated

@@ -153,7 +153,7 @@ def _called(call: Json) -> Json:
 
 def _parts_of(message: Message) -> list[Json]:
     content, is_answer = message["content"], message["role"] == "assistant"
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts: list[Json] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     shown: list[Json] = []
     for part in parts:
         if part["type"] == "image_url":

@@ -143,7 +143,7 @@ def _response_tool_choice(choice: str | Json | None) -> str | Json:
     return {"type": "function", "name": choice["function"]["name"]} if isinstance(choice, dict) else choice or "auto"
 
 
-def _chat_format(form: object) -> Json | None:
+def _chat_format(form: Json | None) -> Json | None:
     match form:
         case None | {"type": "text"}:
             return None

@@ -9,28 +9,13 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from hashlib import blake2b
 
 from feedback.adapters import base_name
-from serve.engine import Engine
+from feedback.canary import Canary
 from serve.errors import model_not_found, unavailable
-
-
-@dataclass
-class Replica:
-    """One engine, what it lists and what of that is fit for traffic."""
-
-    engine: Engine
-    is_up: bool = False
-    lists: dict[str, str | None] = field(default_factory=dict)
-    holds: set[str] = field(default_factory=set)
-    in_flight: Counter[str] = field(default_factory=Counter)
-
-    def forget(self) -> None:
-        """It restarted or died: what it held must be shown again."""
-        self.is_up = False
-        self.lists = {}
-        self.holds.clear()
+from serve.replicas import Replica
 
 
 @dataclass(frozen=True)
@@ -40,11 +25,23 @@ class Target:
 
 
 class Routing:
-    def __init__(self, models: Sequence[str], replicas: Sequence[Replica]) -> None:
+    def __init__(
+        self,
+        models: Sequence[str],
+        replicas: Sequence[Replica],
+        slack: int = 4,
+        queue_limit: int = 1000,
+        limit: int = 2000,
+    ) -> None:
+        """`slack`: see _able; `queue_limit`: requests that may wait; `limit`: answers given at once."""
         self.models = tuple(models)
         self.replicas = list(replicas)
+        self._slack = slack
+        self._queue_limit = queue_limit
+        self._limit = limit
         self.live: dict[str, str] = {}
         self.previous: dict[str, str | None] = {}
+        self.canaries: dict[str, Canary] = {}
         self.digests: dict[str, str] = {}
         self.waiting: Counter[str] = Counter()
         self.refused: dict[str, str] = {}
@@ -74,7 +71,12 @@ class Routing:
             return "live"
         if target.adapter == base_name(target.served_model):
             return "base"
+        if (tried := self.canaries.get(target.served_model)) and target.adapter == tried.adapter:
+            return "canary"
         return "previous" if target.adapter == self.previous.get(target.served_model) else "other"
+
+    def up(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.is_up]
 
     def is_held(self, adapter: str) -> bool:
         return any(replica.is_up and adapter in replica.holds for replica in self.replicas)
@@ -86,32 +88,52 @@ class Routing:
         return sum(replica.in_flight[adapter] for replica in self.replicas)
 
     @asynccontextmanager
-    async def borrow(self, adapter: str, deadline: float) -> AsyncIterator[Replica]:
+    async def borrow(self, adapter: str, deadline: float, conversation: bytes = b"") -> AsyncIterator[Replica]:
         """An engine that holds `adapter`, counted as busy with it from the moment it is picked.
 
         Picking and counting are one step without an await, so the hot swap never unloads what was just picked.
         `deadline` is in the event loop's time. Raises Refused (503).
         """
-        replica = self._able(adapter) or await self._wait_for(adapter, deadline)
+        if sum(replica.busy for replica in self.replicas) >= self._limit:
+            words = f"{self._limit} answers are being given already (HEED_IN_FLIGHT_LIMIT); try again later"
+            raise unavailable("too_busy", words, 10)
+        replica = self._able(adapter, conversation) or await self._wait_for(adapter, deadline, conversation)
         replica.in_flight[adapter] += 1
+        replica.busy += 1
         try:
             yield replica
         finally:
+            replica.busy -= 1
             replica.in_flight[adapter] -= 1
             if not replica.in_flight[adapter]:
                 del replica.in_flight[adapter]
 
-    def _able(self, adapter: str) -> Replica | None:
-        able = [replica for replica in self.replicas if replica.is_up and adapter in replica.holds]
-        return min(able, key=lambda replica: replica.in_flight.total()) if able else None
+    def _able(self, adapter: str, conversation: bytes) -> Replica | None:
+        """The least busy engine, or the conversation's own, which has its beginning in the cache, if that has not more
+        than `slack` requests above it.
 
-    async def _wait_for(self, adapter: str, deadline: float) -> Replica:
+        Which one is a conversation's own follows from the two names alone (rendezvous hashing, Thaler and Ravishankar
+        1998), so every gateway finds the same without asking, and one engine more or less moves only its share.
+        """
+        able = [replica for replica in self.replicas if replica.is_up and adapter in replica.holds]
+        if len(able) < 2:
+            return able[0] if able else None
+        least = min(able, key=lambda replica: replica.busy)
+        if not conversation:
+            return least
+        own = max(able, key=lambda replica: blake2b(replica.engine.url.encode() + conversation, digest_size=8).digest())
+        return own if own.busy - least.busy <= self._slack else least
+
+    async def _wait_for(self, adapter: str, deadline: float, conversation: bytes) -> Replica:
         """Waiting is asking: the hot swap loads what somebody waits for, if there is room."""
+        if self.waiting.total() >= self._queue_limit:
+            words = f"{self._queue_limit} requests wait for an engine already (HEED_QUEUE_LIMIT); try again later"
+            raise unavailable("queue_full", words, 10)
         self.waiting[adapter] += 1
         self.nudge()
         try:
             async with asyncio.timeout_at(deadline):
-                while (replica := self._able(adapter)) is None:
+                while (replica := self._able(adapter, conversation)) is None:
                     if reason := self.refused.get(adapter):
                         raise unavailable("adapter_not_loaded", f"{adapter} cannot be loaded: {reason}", 30)
                     await self._changed.wait()
@@ -119,7 +141,7 @@ class Routing:
         except TimeoutError:
             if any(replica.is_up for replica in self.replicas):
                 raise unavailable("adapter_not_loaded", f"no engine holds {adapter} yet; try again shortly") from None
-            raise unavailable("engine_unavailable", "the engine is down or starting; try again shortly", 10) from None
+            raise unavailable("engine_unavailable", "every engine is down or starting; try again shortly", 10) from None
         finally:
             self.waiting[adapter] -= 1
             if not self.waiting[adapter]:

@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from feedback.records import Message
-from serve.engine import Engine, EngineRefused, EngineUnreachable
+from serve.engine import Engine, EngineRefused
+from serve.upstream import EngineUnreachable
 
 REFUSAL_CHARACTERS = 200
 

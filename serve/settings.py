@@ -1,7 +1,8 @@
 """What the gateway can be told, and why each default is what it is."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,7 +19,10 @@ class GatewaySettings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 8000 is where people look for such a service.")
     var: Path = Field(Path("var"), description="Where state lives: adapters/ and operator.key.")
     models: Names = Field(("heed",), description="Served models, separated by commas; the first is the default.")
-    engine_url: str = Field("http://127.0.0.1:8100", description="Where vLLM answers; never an address of clients.")
+    engines: Names = Field(
+        ("http://127.0.0.1:8100",),
+        description="Where vLLM answers, separated by commas: one address for each replica, never one of clients.",
+    )
     engine_key: str = Field("", description="vLLM's --api-key, if it has one; on loopback it needs none.")
     base_adapter: str = Field(
         "",
@@ -38,6 +42,46 @@ class GatewaySettings(BaseSettings):
     )
     client_keys: Names = Field(
         (), description="Keys of clients, plain or as sha256:HEX; none: no key is needed, on loopback only."
+    )
+    require_keys: bool = Field(
+        False,
+        description="Ask for a key also where HEED_CLIENT_KEYS has none: for those that `heed keys create` makes. "
+        "Off: the first chat on one's own machine should need no key.",
+    )
+    accord_every_s: float = Field(
+        0.25,
+        gt=0,
+        le=60,
+        description="How often gateway processes tell each other through the ledger what keys took of their limits, "
+        "and hear of keys made and revoked: one small request each time, and a revoked key is refused within a second.",
+    )
+    key_requests_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Answers that one key may ask for in a minute, unless it was made with its own limit; 0 for any "
+        "number. What is right depends on the machine, and without a limit nothing is refused; operators have none.",
+    )
+    key_tokens_per_minute: int = Field(
+        0, ge=0, description="Tokens of prompts and answers that one key may use in a minute, as the requests above."
+    )
+    vote_token_hours: float = Field(
+        168,
+        ge=0,
+        description="How long the token that comes with an answer lets its reader vote on it without a key, 0 for no "
+        "tokens; a week, for people come back to a conversation.",
+    )
+    cors_origins: Names = Field(
+        (),
+        description="Origins of web pages that browsers may let call this API, such as https://chat.example.org, or *. "
+        "None: a product's server usually asks, and a page needs no more than it.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Of the log on stderr; json is one object a line, for collectors."
+    )
+    access_log: bool = Field(
+        False,
+        description="A line for each request when it has ended. Off: the metrics count them, and a line costs CPU time "
+        "(docs/observing.md).",
     )
     allowed_hosts: Names = Field(
         (), description="More Host names to answer to without client keys; others are refused (DNS rebinding)."
@@ -61,6 +105,45 @@ class GatewaySettings(BaseSettings):
     )
     engine_silence_s: float = Field(
         600, gt=0, description="Longest silence of the engine within an answer; as long as OpenAI's client waits."
+    )
+    answer_timeout_s: float = Field(
+        3600,
+        gt=0,
+        description="Longest time for one answer, waiting included; a reasoning model's longest takes minutes, and "
+        "what is still talking after an hour talks to nobody.",
+    )
+    queue_limit: int = Field(
+        1000,
+        ge=0,
+        description="Most requests that wait for an engine at once; each holds a connection and some 100 kB, and those "
+        "beyond it are told to come back.",
+    )
+    in_flight_limit: int = Field(
+        2000,
+        ge=1,
+        description="Most answers that one gateway process gives at once; a stream costs some 100 kB here, and an "
+        "engine works on a few hundred.",
+    )
+    affinity_slack: int = Field(
+        4,
+        ge=0,
+        description="Requests by which a conversation's own engine may be busier than the least busy one before the "
+        "conversation goes there, where its beginning is computed anew. A few streams more cost each token little; a "
+        "long prompt costs a second and more.",
+    )
+    engine_check_s: float = Field(
+        10,
+        gt=0,
+        description="Longest time an engine may take to say which adapters it lists; one busy with a load or on a slow "
+        "CPU takes a second or two, one that takes longer gets no more requests.",
+    )
+    engine_rest_s: float = Field(
+        1,
+        ge=0,
+        description="How long an engine that broke requests twice in a row gets none; doubled by each further time.",
+    )
+    engine_rest_max_s: float = Field(
+        60, ge=0, description="The longest such rest, about as long as a restart of vLLM takes on CPU."
     )
     reward_url: str = Field(
         "",
@@ -105,11 +188,30 @@ class GatewaySettings(BaseSettings):
         1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."
     )
 
-    @field_validator("models", "client_keys", "allowed_hosts", "extra_parameters", "extra_routes", mode="before")
+    @field_validator(
+        "models",
+        "engines",
+        "client_keys",
+        "cors_origins",
+        "allowed_hosts",
+        "extra_parameters",
+        "extra_routes",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("engines")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not re.match(r"https?://[^/\s]", url):
+                raise ValueError("each engine is an address such as http://127.0.0.1:8100")
+        if not value or len({url.rstrip("/") for url in value}) < len(value):
+            raise ValueError("name at least one engine, and each of them once")
         return value
 
     @field_validator("models")

@@ -39,6 +39,18 @@ class StackSettings(BaseSettings):
     engine_port: int = Field(
         8100, ge=1, le=65535, description="vLLM's port on loopback; when it is taken and was not asked for, a free one."
     )
+    engines: str = Field(
+        "",
+        description="Addresses of vLLM servers that run elsewhere, separated by commas; then none is started here. "
+        "Each takes runtime LoRA updates, sees the adapters at this machine's path and has HEED_ENGINE_KEY as its key.",
+    )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="How many vLLM servers to start. With two, one may be restarted and nobody waits; each takes its "
+        "own memory, and on one GPU they share HEED_GPU_SHARE.",
+    )
     console: bool = Field(
         True, description="Whether the console runs too; `off` saves 0.2 GB and the five CPU seconds of its start."
     )
@@ -74,7 +86,7 @@ class Stack:
     settings: StackSettings
     device: Device
     ledger_port: int
-    engine_port: int
+    engine_ports: tuple[int, ...]  # () where HEED_ENGINES names engines that run elsewhere
     console_port: int | None = None  # None: no console
 
     @property
@@ -109,8 +121,9 @@ class Stack:
         return f"redis://127.0.0.1:{self.ledger_port}/1"
 
     @property
-    def engine_url(self) -> str:
-        return f"http://127.0.0.1:{self.engine_port}"
+    def engine_urls(self) -> list[str]:
+        named = [url.strip() for url in self.settings.engines.split(",") if url.strip()]
+        return named or [f"http://127.0.0.1:{port}" for port in self.engine_ports]
 
     @property
     def gateway_url(self) -> str:
@@ -194,7 +207,7 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
             is_ready=log_says("beat: Starting"),
             after=["ledger"],
         ),
-        engine(stack, engine_key),
+        *(engine(stack, engine_key, number) for number in range(1, 1 + len(stack.engine_ports))),
         Service(
             name="ledger",
             command=ledger_command(stack),
@@ -233,7 +246,7 @@ def shared_env(stack: Stack) -> dict[str, str]:
         "HEED_MODELS": ",".join(stack.names),
         "HEED_LEDGER_URL": stack.ledger_url,
         "HEED_BROKER_URL": stack.broker_url,
-        "HEED_ENGINE_URL": stack.engine_url,
+        "HEED_ENGINES": ",".join(stack.engine_urls),
         "HEED_BASE_MODEL": stack.base_model,
         "HEED_BASE_ADAPTER": str(stack.base_adapter) if stack.device == "cpu" else "",
         "PYTHONUNBUFFERED": "1",
@@ -261,12 +274,13 @@ def ledger_command(stack: Stack) -> list[str]:
     return [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
-def engine(stack: Stack, key: str) -> Service:
-    # Each served model: base (the zero adapter), live, previous and next adapter, and one that a client named.
-    slots = 5 * len(stack.names)
+def engine(stack: Stack, key: str, number: int = 1) -> Service:
+    port = stack.engine_ports[number - 1]
+    # Each served model: base (the zero adapter), live, previous and next adapter, the canary, and one a client named.
+    slots = 6 * len(stack.names)
     flags = {
         "--host": "127.0.0.1",
-        "--port": str(stack.engine_port),
+        "--port": str(port),
         "--max-lora-rank": str(stack.settings.max_lora_rank),
         "--max-loras": str(slots),
         "--max-cpu-loras": str(2 * slots),  # an adapter that falls out is read from disk inside the engine's loop
@@ -304,12 +318,12 @@ def engine(stack: Stack, key: str) -> Service:
     else:  # not run by the project's tests, which have no GPU
         command = [str(Path(sys.executable).parent / "vllm"), "serve", stack.base_model]
         command += ["--served-model-name", *(f"{name}-base" for name in stack.names)]
-        flags["--gpu-memory-utilization"] = str(stack.settings.gpu_share)
+        flags["--gpu-memory-utilization"] = str(round(stack.settings.gpu_share / len(stack.engine_ports), 3))
     return Service(
-        name="engine",
+        name="engine" if number == 1 else f"engine-{number}",
         command=[*command, *switches, *(part for flag in flags.items() for part in flag)],
         env=env,
-        is_ready=http_answers(f"{stack.engine_url}/health"),
+        is_ready=http_answers(f"http://127.0.0.1:{port}/health"),
         ready_within_s=1800 if stack.device == "gpu" else 300,  # a GPU's first start downloads the model
     )
 

@@ -168,7 +168,7 @@ def write_notice(path: Path, decided: Stack) -> None:
         "gateway_url": decided.gateway_url,
         "ledger_url": decided.ledger_url,
         "broker_url": decided.broker_url,
-        "engine_url": decided.engine_url,
+        "engine_urls": decided.engine_urls,
         "console_url": decided.console_url,
     }
     path.write_text(json.dumps(addresses, indent=1) + "\n")

@@ -58,13 +58,14 @@ class RunningGateway:
         job: str = "ftjob-1",
         golden: Sequence[Golden] = (),
         gate: dict[str, Any] | None = None,
+        model: str = "heed",
     ) -> str:
         """An adapter on disk and in the ledger, as the trainer publishes it."""
-        made = write_adapter(self.var / f"made-{version}", weights, rank)
+        made = write_adapter(self.var / f"made-{model}-{version}", weights, rank)
         digest = digest_of(made)
         adapter = Adapter(
-            id=Adapter.id_of("heed", version, digest),
-            served_model="heed",
+            id=Adapter.id_of(model, version, digest),
+            served_model=model,
             version=version,
             digest=digest,
             base_model="pocket",
@@ -79,7 +80,7 @@ class RunningGateway:
         )
         (self.var / "adapters").mkdir(exist_ok=True)
         made.rename(self.var / "adapters" / adapter.id)
-        await adapters.register(self.ledger, adapter, "trained")
+        await adapters.register(self.ledger.of(model), adapter, "trained")
         return adapter.id
 
     async def promote(self, adapter_id: str) -> httpx.Response:
@@ -122,14 +123,14 @@ async def served(settings: GatewaySettings, ledger_settings: LedgerSettings) -> 
 
 @asynccontextmanager
 async def running_gateway(
-    ledger: Ledger, var: Path, engine: ScriptedEngine, ready: bool = True, **settings: Any
+    ledger: Ledger, var: Path, engine: ScriptedEngine, *more: ScriptedEngine, ready: bool = True, **settings: Any
 ) -> AsyncIterator[RunningGateway]:
     zero = var / "adapters" / "heed-base"
     if not zero.exists():
         write_adapter(zero)
     given: dict[str, Any] = {
         "var": var,
-        "engine_url": engine.url,
+        "engines": ",".join(one.url for one in (engine, *more)),
         "engine_key": engine.key,
         "base_adapter": str(zero),
         "operator_key": OPERATOR,

@@ -44,12 +44,20 @@ class Script:
     """The tokens of each choice of a whole answer, where they shall differ."""
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class ScriptedEngine:
     base_models: list[str] = field(default_factory=lambda: ["base"])
     key: str = ""
     port: int = field(default_factory=free_port)
     scripts: deque[Script] = field(default_factory=deque)
+    habits: dict[str, Script] = field(default_factory=dict)
+    """How a model answers whenever nothing else is scripted."""
     loaded: dict[str, str] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -59,6 +67,10 @@ class ScriptedEngine:
     targets: list[str] = field(default_factory=list)
     """Of every request that came, as it stood in its first line."""
     deadly: set[str] = field(default_factory=set)
+    unloadable: set[str] = field(default_factory=set)
+    """Adapters that this engine, and perhaps no other, fails to load."""
+    answers: asyncio.Event = field(default_factory=_set_event)
+    """Cleared, it takes connections and says nothing more, as an engine does whose loop hangs."""
     is_healthy: bool = True
     pace_s: float = 0
     _runner: web.AppRunner | None = None
@@ -97,9 +109,9 @@ class ScriptedEngine:
         await self.start()
 
     @web.middleware
-    async def _note(self, request: web.Request, answer: Handler) -> web.StreamResponse:
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.targets.append(f"{request.method} {request.raw_path}")
-        return await answer(request)
+        return await handler(request)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.is_healthy else 503)
@@ -108,6 +120,7 @@ class ScriptedEngine:
         return web.Response(text=f'vllm:num_requests_running{{engine="0",model_name="base"}} {len(self.running)}.0\n')
 
     async def _models(self, request: web.Request) -> web.Response:
+        await self.answers.wait()
         if refused := self._unauthorized(request):
             return refused
         cards: list[Json] = [{"id": name, "root": "/models/pocket", "parent": None} for name in self.base_models]
@@ -126,6 +139,8 @@ class ScriptedEngine:
                 400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded. If you want to …"
             )
         self.loads.append(name)
+        if name in self.unloadable:
+            return _error(500, "InternalServerError", f"Loading lora {name} failed: scripted")
         if not (path / "adapter_config.json").is_file():
             return _error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}")
         rank = json.loads((path / "adapter_config.json").read_text()).get("r", 8)
@@ -153,6 +168,7 @@ class ScriptedEngine:
         if refused := self._unauthorized(request):
             return refused
         body = await request.json()
+        await self.answers.wait()
         self.bodies.append(body)
         model = body.get("model") or self.base_models[0]
         if model not in self.loaded and model not in self.base_models:
@@ -162,7 +178,9 @@ class ScriptedEngine:
         weights = self._weights(model)
         is_probe = body.get("temperature") == 0 and body.get("return_tokens_as_token_ids") is True
         self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
-        script = self.scripts.popleft() if self.scripts and not is_probe else Script()
+        script = Script()
+        if not is_probe:
+            script = self.scripts.popleft() if self.scripts else self.habits.get(model, script)
         if script.status != 200:
             return _error(script.status, "InternalServerError", script.message)
         if math.isnan(weights) and body.get("logprobs"):

@@ -205,8 +205,11 @@ def taught(found: Evaluation) -> Criterion:
 
 
 def drift(found: Evaluation, limits: Limits) -> Criterion:
-    """The median: where one vote in ten is a mistake, answers preferred by mistake fall far, as they should."""
-    moved = median(score.drift for score in _taken(found).held_out)
+    """Of the pairs that it gets right, for displacement is that the preferred answer falls and the other falls further.
+    The median: where one vote in ten is a mistake, up to half of the pairs rest on one, and what was preferred by
+    mistake falls far, as it should."""
+    scores = _taken(found).held_out
+    moved = median([score.drift for score in scores if score.after > 0] or [score.drift for score in scores])
     said = f"preferred answers became {'more' if moved >= 0 else 'less'} likely, by {abs(moved):.3f} nats a token"
     outcome = _below(-moved, limits.drift)
     return _criterion("G3", "displacement", outcome, said, {"drift": moved}, {"drift": -limits.drift})

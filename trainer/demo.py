@@ -195,7 +195,7 @@ async def _decide(visitor: Visitor, adapter_id: str) -> None:
     demo is one, and knows why. Raises DemoStopped when the gate waits for anything else."""
     adapter = await visitor.adapter(adapter_id)
     waits = [one for one in adapter["gate"]["criteria"] if one["outcome"] == "hold"]
-    if adapter["state"] != "candidate" or adapter["gate"]["decision"] != "canary-only":
+    if adapter["state"] not in ("candidate", "canary") or adapter["gate"]["decision"] != "canary-only":
         return
     if [one["id"] for one in waits] != ["G1b"]:
         reasons = "; ".join(one["reason"] for one in waits)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from trainer.judge import Judge, JudgeSilent, duels
 from trainer.likelihoods import Encoded, divergence, drift, encoded, log_probabilities, token_log_probabilities
 from trainer.limits import Limits
 from trainer.measures.preference import PairScore
-from trainer.measures.speech import Said, marks, speech, wobble
+from trainer.measures.speech import Said, Speech, marks, speech, wobble
 from trainer.progress import RecipeRefused
 from trainer.speaker import Messages, Spoken, speak
 
@@ -115,12 +116,10 @@ class Bench:
             before = {id(pairs): self._margins(pairs) for pairs in (held_out, earlier) if pairs}
             once, again = (self._speak(asked, SEED + turn) for turn in range(2))
         found.live_speech, found.wobble = speech(_said(once)), wobble(_said(once), _said(again))
-        # Of the pairs trained on too: a dozen held-out ones, some by mistake, say little of how long people like it.
-        liked = [answer for pairs in (held_out, trained) if pairs for _, answer in pairs.chosen]
-        found.chosen_speech = speech([self._read(answer) for answer in liked])
         found.longer_wins = [longer for pairs in (held_out, trained) if pairs for longer in self._longer(pairs)]
 
         spoken: list[list[Spoken]] = []
+        liked: list[Speech] = []
         for eta in ETAS:
             with self._candidate(eta):
                 spoken.append(said := self._speak(asked, SEED))
@@ -133,12 +132,17 @@ class Bench:
                     speech=speech(_said(said)),
                 )
             found.strengths.append(strength)
+            # By the pairs trained on too: a dozen held-out ones say little of how long people like it.
+            margins = [*(score.after for score in strength.held_out), *strength.trained]
+            answers = [answer for pairs in (held_out, trained) if pairs for _, answer in pairs.chosen]
+            liked.append(self._liked(answers, margins))
+            found.chosen_speech = liked[-1]
             if not criteria.goes_too_far(found, task.limits):
                 break
         else:
             # None is within its limits, so the gate judges what was trained.
             found.strengths.append(found.strengths.pop(0))
-            said = spoken[0]
+            said, found.chosen_speech = spoken[0], liked[0]
         found.taught = self._taught([pairs for pairs in (held_out, trained) if pairs])
         with self._candidate(found.strengths[-1].eta):
             found.golden = self._golden()
@@ -205,6 +209,16 @@ class Bench:
 
     def _read(self, answer: list[int]) -> Said:
         return Said(text=self.tokenizer.decode(answer, skip_special_tokens=True), tokens=len(answer), ended=True)
+
+    def _liked(self, answers: Sequence[list[int]], margins: Sequence[float]) -> Speech:
+        """How preferred answers look, of the pairs that the candidate agrees with, at their median length.
+
+        Where one vote in ten is a mistake, up to half of the pairs rest on one, and what is preferred by mistake is of
+        any length. The candidate has learnt some of those as well, and a few of four times the length move a mean.
+        """
+        agreed = [self._read(answer) for answer, margin in zip(answers, margins, strict=True) if margin > 0]
+        liked = agreed or [self._read(answer) for answer in answers]
+        return speech(liked).model_copy(update={"length": float(median(one.tokens for one in liked))})
 
     def _taught(self, some: Sequence[Pairs]) -> list[GuardScore]:
         """A taste may be learnt and not show yet: what was never said before takes rounds to be said."""

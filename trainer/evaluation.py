@@ -58,7 +58,7 @@ class Evaluation(Numbers):
     has_live: bool = Field(False, description="Whether `before` is an adapter; else it is the base.")
     strengths: list[Strength] = Field(default_factory=list, description="From full strength down, the last one taken.")
     live_speech: Speech | None = None
-    chosen_speech: Speech | None = Field(None, description="Of the answers that people preferred.")
+    chosen_speech: Speech | None = Field(None, description="Of the answers that people preferred and it does too.")
     wobble: Wobble = Field(default_factory=Wobble)
     longer_wins: list[bool] = Field(default_factory=list, description="For each pair laid out alike.")
     guards: list[GuardScore] = Field(default_factory=list)

@@ -16,15 +16,8 @@ import jsonschema
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from feedback.refusals import refuses
 from trainer.evaluation import GuardKind
-
-# How assistants say no, in English. Only the beginning counts: a helpful answer may end in a caution.
-REFUSES = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:'|no)?t|won'?t|must decline)|cannot (?:help|assist)"
-    r"|not able to (?:help|assist)|can't (?:help|assist))",
-    re.IGNORECASE,
-)
-REFUSAL_WITHIN = 200
 
 
 class GuardsInvalid(ValueError):
@@ -100,10 +93,6 @@ class Guard(BaseModel):
             and (self.json_schema is None or _fits(answer, self.json_schema))
             and (self.refusal is None or self.refusal == refuses(answer))
         )
-
-
-def refuses(answer: str) -> bool:
-    return REFUSES.search(answer[:REFUSAL_WITHIN].replace("’", "'")) is not None
 
 
 def read(folders: Iterable[Path]) -> list[Guard]:

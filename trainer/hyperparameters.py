@@ -11,17 +11,18 @@ Hyperparameters = dict[str, int | float]
 TINY_WIDTH = 512
 """A hidden size up to here is a pocket model; the smallest chat models people use are about 900 wide."""
 
-# The recipe's own defaults, compared with the pocket model on topics kept out of the votes (docs/benchmarks.md). Its
-# longest row has a fifth of 512 tokens.
+# The recipe's own defaults, compared with the pocket model on topics kept out of the votes (docs/training.md): half of
+# a crowd's pairs may rest on a mistake, and its answers have 12 tokens or 45. Its longest row is a fifth of 512 tokens.
 TINY: Final[Hyperparameters] = {
-    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 2.0, "lora_rank": 16,
-    "max_length": 512,
+    "beta": 0.5, "epochs": 3.0, "batch_size": 8, "learning_rate": 1e-3, "sft_weight": 4.0, "sft_doubt": 2.0,
+    "sft_length": 25.0, "lora_rank": 16, "max_length": 512,
 }  # fmt: skip
 # TRL's LoRA rate for DPO (5e-6 in trl/scripts/dpo.py), one pass as over-optimisation begins within the first (Rafailov
-# 2406.02900), and Llama 3's likelihood term of 0.2. Chats with a long history fit in 2048 tokens.
+# 2406.02900), and Llama 3's likelihood term of 0.2, which believes every choice: doubt was not measured on a real base.
+# Chats with a long history fit in 2048 tokens.
 REAL: Final[Hyperparameters] = {
-    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "sft_weight": 0.2, "lora_rank": 16,
-    "max_length": 2048,
+    "beta": 0.1, "epochs": 1.0, "batch_size": 8, "learning_rate": 5e-6, "sft_weight": 0.2, "sft_doubt": 0.0,
+    "sft_length": 0.0, "lora_rank": 16, "max_length": 2048,
 }  # fmt: skip
 
 # As DPO's, see docs/training.md for what became of the pocket model.
@@ -41,10 +42,15 @@ REAL_SUPERVISED: Final[Hyperparameters] = {
     "epochs": 1.0, "batch_size": 8, "learning_rate": 2e-4, "lora_rank": 16, "max_length": 2048
 }  # fmt: skip
 
+TINY_REWARD: Final[Hyperparameters] = TINY_SUPERVISED
+# TRL's own default for reward models (RewardConfig), one pass: they overfit in the second (InstructGPT, appendix C.2).
+REAL_REWARD: Final[Hyperparameters] = REAL_SUPERVISED | {"learning_rate": 1e-4}
+
 BY_METHOD: Final = {
     "dpo": (TINY, REAL),
     "unpaired": (TINY_UNPAIRED, REAL_UNPAIRED),
     "supervised": (TINY_SUPERVISED, REAL_SUPERVISED),
+    "reward": (TINY_REWARD, REAL_REWARD),
 }
 
 # Pairs that come after a round until its own count half. The pocket model's crowds turn from one taste to another

@@ -7,7 +7,8 @@ succeeds with an adapter nobody can promote, which an operator can look at, and 
 
 import asyncio
 
-from feedback import adapters, jobs
+from feedback import adapters, canary, jobs
+from feedback.errors import AdapterIsLive, AdapterNotServable, CanaryRunning, RecordConflict
 from feedback.records import Adapter, Golden
 from trainer.gate import Decision, Verdict
 from trainer.manifest import Manifest
@@ -20,7 +21,8 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
     version = await work.patiently(lambda: jobs.number(work.ledger, work.job.id, work.token))
     async with work.stage(known, "publish"):
         source, shelf = work.folder / ("adapter" if verdict.eta == 1 else "scaled"), work.settings.adapters
-        adapter_id, digest = await asyncio.to_thread(publish, source, shelf, work.ledger.model, version)
+        adapter_id, digest = await asyncio.to_thread(publish, source, shelf, f"{work.ledger.model}-v{version}")
+        assert adapter_id == Adapter.id_of(work.ledger.model, version, digest)
         known.adapter = adapter_id
     adapter = Adapter(
         id=adapter_id,
@@ -55,7 +57,9 @@ async def promote(work: Work, adapter: Adapter, decision: Decision) -> None:
     if adapter.state == "rejected":
         await work.tell(f"{adapter.id} will not be served: the gate said no", level="warn")
         return
-    if work.settings.promote == "manual" or (decision == "canary-only" and work.settings.promote != "eager"):
+    settings = work.settings
+    is_held = decision == "canary-only" and settings.promote != "eager"
+    if settings.promote == "manual" or (is_held and not settings.canary_percent):
         await work.tell(f"{adapter.id} waits for an operator: heed promote {adapter.id}")
         return
     registered = await work.patiently(lambda: adapters.get(work.ledger, adapter.id))
@@ -63,5 +67,18 @@ async def promote(work: Work, adapter: Adapter, decision: Decision) -> None:
         return
     # A job that was cancelled in the last moment must not change what is live.
     await work.patiently(lambda: jobs.heartbeat(work.ledger, work.job.id, work.token))
+    if is_held:
+        await _try(work, adapter)
+        return
     await work.patiently(lambda: adapters.want(work.ledger, adapter.id, f"{work.job.id}: the gate says {decision}"))
     await work.tell(f"{adapter.id} is asked to go live")
+
+
+async def _try(work: Work, adapter: Adapter) -> None:
+    percent, reason = work.settings.canary_percent, f"{work.job.id}: the gate says canary-only"
+    try:
+        await work.patiently(lambda: canary.start(work.ledger, adapter.id, percent, auto=True, reason=reason))
+    except (CanaryRunning, AdapterIsLive, AdapterNotServable, RecordConflict) as refusal:
+        await work.tell(f"{adapter.id} waits for an operator, as it cannot be tried: {refusal}", level="warn")
+        return
+    await work.tell(f"{adapter.id} is tried on {percent:g} % of users and conversations: heed canary")

@@ -19,11 +19,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.auth import LOCAL_NAMES
 from serve.console.calls import Calls
 from serve.console.chat import ChatPage
 from serve.console.operate import OperatePage
 from serve.console.settings import ConsoleSettings
+from serve.keyring import LOCAL_NAMES
 
 POLICY = "; ".join(
     [

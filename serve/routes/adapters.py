@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from feedback import adapters, lineage
 from feedback.adapters import base_name
 from feedback.connection import Ledger
-from feedback.errors import AdapterNotServable, AdapterUnknown
+from feedback.errors import AdapterNotServable, AdapterUnknown, NothingToRollBackTo
 from feedback.records import Adapter, Serving
 from serve.auth import Operator
 from serve.errors import Refused, unavailable
@@ -33,28 +33,34 @@ async def list_adapters(here: Here, _: Operator, model: Model = None, after: Aft
 
 @router.post("/rollback")
 async def roll_back(body: RollbackRequest, here: Here, _: Operator) -> Json:
-    """Back to what was live before; twice goes back two. Answers when it is live."""
+    """Back to what was live before; twice goes back two. A canary ends too. Answers when it is so."""
     ledger = here.ledger(body.model)
-    wanted = (await adapters.roll_back(ledger, body.reason)).wanted
+    has_ended = await here.canaries.end(ledger.model, f"rolled back by hand: {body.reason}")
+    try:
+        wanted = (await adapters.roll_back(ledger, body.reason)).wanted
+    except NothingToRollBackTo:
+        if not has_ended:
+            raise
+        wanted = (await adapters.serving(ledger)).live
     return await _when_live(here, ledger, wanted)
 
 
 @router.get("/{adapter_id}")
 async def retrieve(adapter_id: str, here: Here, _: Operator) -> Json:
-    return _shown(await adapters.get(_ledger_of(here, adapter_id), adapter_id))
+    return _shown(await adapters.get(ledger_of(here, adapter_id), adapter_id))
 
 
 @router.get("/{adapter_id}/votes")
 async def list_votes(adapter_id: str, here: Here, _: Operator, after: After = None, limit: Limit = 20) -> Json:
     """The votes it was trained on (`split` train) and judged by (held_out), in order of id."""
-    found, has_more = await lineage.votes_of(_ledger_of(here, adapter_id), adapter_id, after, limit)
+    found, has_more = await lineage.votes_of(ledger_of(here, adapter_id), adapter_id, after, limit)
     return page([{"object": "trained_vote", **vote.model_dump()} for vote in found], has_more)
 
 
 @router.post("/{adapter_id}/promote")
 async def promote(adapter_id: str, here: Here, _: Operator, body: ReasonRequest | None = None) -> Json:
     """Answers when it is live. The base can be promoted too, by its name."""
-    ledger = _ledger_of(here, adapter_id)
+    ledger = ledger_of(here, adapter_id)
     reason = (body.reason if body else "") or "promoted by the operator"
     if (await adapters.serving(ledger)).live != adapter_id:
         await adapters.want(ledger, adapter_id, reason)
@@ -64,7 +70,7 @@ async def promote(adapter_id: str, here: Here, _: Operator, body: ReasonRequest 
 @router.post("/{adapter_id}/retire")
 async def retire(adapter_id: str, here: Here, _: Operator, body: ReasonRequest | None = None) -> Json:
     """Mark it as done with. What is live or about to be cannot be retired: promote another or roll back first."""
-    ledger = _ledger_of(here, adapter_id)
+    ledger = ledger_of(here, adapter_id)
     await adapters.get(ledger, adapter_id)
     serving = await adapters.serving(ledger)
     if adapter_id in (serving.live, serving.wanted):
@@ -72,11 +78,12 @@ async def retire(adapter_id: str, here: Here, _: Operator, body: ReasonRequest |
             409, "adapter_is_live", f"{adapter_id} is live or about to be; promote another or roll back first"
         )
     reason = (body.reason if body else "") or "retired by the operator"
+    await here.canaries.end(ledger.model, reason, adapter_id, "retired")
     await adapters.enter(ledger, adapter_id, "retired", reason)
     return _shown(await adapters.get(ledger, adapter_id))
 
 
-def _ledger_of(here: Gateway, adapter_id: str) -> Ledger:
+def ledger_of(here: Gateway, adapter_id: str) -> Ledger:
     """An adapter's name begins with its served model's. Raises AdapterUnknown."""
     for model, ledger in here.ledgers.items():
         if adapter_id == base_name(model) or here.routing.model_of(adapter_id) == model:

@@ -1,5 +1,8 @@
 """Ask for an answer: POST /v1/chat/completions and, for old clients, POST /v1/completions."""
 
+import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,12 +13,14 @@ from feedback import adapters
 from feedback.errors import AdapterUnknown
 from serve.answer import Answer
 from serve.attribution import with_tokens
-from serve.auth import Client
+from serve.auth import Asker
 from serve.best_of import HEADER, sampled
 from serve.errors import Refused, explain, model_not_found
 from serve.gateway import Gateway, Here
+from serve.keyring import Caller
+from serve.limits import UNLIMITED, Allowance, estimated
 from serve.protocol import CHAT, OURS, TEXT, WITHOUT_EFFECT, ChatRequest, Sampling, TextRequest
-from serve.recorder import Asked, Kind
+from serve.recorder import PREFIXES, Asked, Kind
 from serve.routing import Target
 
 router = APIRouter(prefix="/v1", tags=["chat"])
@@ -25,6 +30,9 @@ def documented(shape: type[BaseModel]) -> dict[str, Any]:
     content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
     return {"requestBody": {"required": True, "content": content}}
 
+
+PATIENCE = "x-stainless-read-timeout"
+"""How long OpenAI's official clients wait for something to come, in seconds; they send it with each request."""
 
 BEST_OF = {
     "name": HEADER,
@@ -38,26 +46,41 @@ BEST_OF = {
 @router.post(
     "/chat/completions", openapi_extra=documented(ChatRequest) | {"parameters": [BEST_OF]}, response_model=None
 )
-async def chat(request: Request, here: Here, client: Client) -> Answer:
-    return await _ask(request, here, client, "chat.completion", ChatRequest, CHAT)
+async def chat(request: Request, here: Here, asker: Asker) -> Answer:
+    return await _ask(request, here, asker, "chat.completion", ChatRequest, CHAT)
 
 
 @router.post("/completions", openapi_extra=documented(TextRequest), response_model=None)
-async def text(request: Request, here: Here, client: Client) -> Answer:
+async def text(request: Request, here: Here, asker: Asker) -> Answer:
     """Recorded, and not to be voted on: there is no conversation to learn from."""
-    return await _ask(request, here, client, "text_completion", TextRequest, TEXT)
+    return await _ask(request, here, asker, "text_completion", TextRequest, TEXT)
 
 
 async def _ask(
-    request: Request, here: Gateway, client: str, kind: Kind, shape: type[Sampling], passing: frozenset[str]
+    request: Request, here: Gateway, asker: Caller, kind: Kind, shape: type[Sampling], passing: frozenset[str]
 ) -> Answer:
     sent = read(await request.body(), shape, passing | set(here.settings.extra_parameters))
-    target = here.routing.resolve(sent["model"])
+    return Answer(here, await admitted(request, here, asker, kind, sent))
+
+
+async def admitted(request: Request, here: Gateway, asker: Caller, kind: Kind, sent: dict[str, Any]) -> Asked:
+    """Who answers, and what is left of the asker's limits. Raises Refused (400, 404, 429), LedgerUnavailable."""
+    target, mark = here.routing.resolve(sent["model"]), None
+    if sent["model"] == target.served_model:
+        target, mark = here.canaries.assign(target, sent, asker.name)
+    allowance = here.limits.admit(asker, estimated(sent))
     await expect_servable(here, target)
-    asked = asked_of(here, kind, target, request.state.number, client, sent)
+    asked = asked_of(here, kind, target, request.state.number, asker.name, sent, allowance=allowance)
+    if mark is not None or PATIENCE in request.headers:
+        asked = replace(asked, mark=mark, patience_s=_patience(request.headers.get(PATIENCE)))
     if (wanted := request.headers.get(HEADER)) is not None:
         asked = sampled(asked, wanted, here)
-    return Answer(here, asked)
+    return asked
+
+
+def _patience(said: str | None) -> float:
+    """Seconds; from whoever says something else we hear nothing."""
+    return float(said) if said and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", said) else math.inf
 
 
 def asked_of(
@@ -68,6 +91,7 @@ def asked_of(
     client: str,
     sent: dict[str, Any],
     comparison: str | None = None,
+    allowance: Allowance = UNLIMITED,
 ) -> Asked:
     """The request as it will be recorded, and what the engine gets of it."""
     forwarded = {name: sent[name] for name in sent if name not in OURS and name not in WITHOUT_EFFECT}
@@ -81,7 +105,23 @@ def asked_of(
     if records_tokens:
         forwarded = with_tokens(forwarded)
     ledger = here.ledgers[target.served_model]
-    return Asked(kind, path, target, ledger, number, client, sent, forwarded, comparison, records_tokens)
+    headers = allowance.headers
+    if kind == "chat.completion" and comparison is None and sent.get("store") is not False:
+        headers = headers + here.tokens.headers(PREFIXES[kind] + number, client, sent.get("user"))
+    return Asked(
+        kind,
+        path,
+        target,
+        ledger,
+        number,
+        client,
+        sent,
+        forwarded,
+        comparison,
+        records_tokens,
+        allowance=allowance,
+        headers=headers,
+    )
 
 
 def read(body: bytes, shape: type[BaseModel], passing: frozenset[str] | None) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from feedback import comparisons, completions, queue, votes
 from feedback.connection import Ledger
 from feedback.errors import ComparisonUnknown
 from feedback.records import Comparison, ComparisonVote, new_id
-from serve.auth import Client, Operator, SeesAll, key_of
+from serve.auth import Asker, Client, Operator, SeesAll, key_of
 from serve.best_of import HEADER, unsupported
 from serve.comparison import Comparing, Side, TwoAnswers, hidden
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.idempotency import OnceOnly
+from serve.limits import Allowance, estimated
 from serve.protocol import CHAT, ComparisonRequest, DrawRequest, JudgementRequest
 from serve.recorder import Asked
 from serve.routes.chat import asked_of, documented, expect_servable, read
@@ -27,7 +28,7 @@ Json = dict[str, Any]
 
 
 @router.post("", openapi_extra=documented(ComparisonRequest), response_model=None)
-async def ask(request: Request, here: Here, client: Client) -> TwoAnswers:
+async def ask(request: Request, here: Here, asker: Asker) -> TwoAnswers:
     """One prompt, two answers, sides shuffled. Both are recorded as chat completions are."""
     if HEADER in request.headers:
         raise unsupported("a comparison", "its sides are compared by people; leave it away")
@@ -35,17 +36,19 @@ async def ask(request: Request, here: Here, client: Client) -> TwoAnswers:
     if sent.get("store") is False:
         raise Refused(400, "invalid_value", "store is false; a comparison is voted on, so it is always stored", "store")
     targets = await _targets(here, sent.get("model"), sent.pop("models", None))
+    allowance = here.limits.admit(asker, 2 * estimated(sent), requests=2)
     comparison_id = new_id("cmp")
-    sides = _sides(here, targets, client, sent, comparison_id)
+    sides = _sides(here, targets, asker.name, sent, comparison_id, allowance)
     return TwoAnswers(here, Comparing(comparison_id, here.ledgers[targets[0].served_model], sides))
 
 
 @router.post("/next", response_model=None)
-async def ask_next(body: DrawRequest, here: Here, client: Client) -> TwoAnswers:
+async def ask_next(body: DrawRequest, here: Here, asker: Asker) -> TwoAnswers:
     """The next prompt for this voter, with two answers. A stream begins with the prompt (`comparison.prompt`)."""
     targets = await _targets(here, body.model, body.models)
     ledger = here.ledgers[targets[0].served_model]
-    prompt = await queue.draw(ledger, body.voter or client)
+    allowance = here.limits.admit(asker, 0, requests=2)  # first: who is refused has not used up a prompt
+    prompt = await queue.draw(ledger, body.voter or asker.name)
     if prompt is None:
         raise Refused(
             404,
@@ -56,7 +59,7 @@ async def ask_next(body: DrawRequest, here: Here, client: Client) -> TwoAnswers:
     given = {"messages": prompt.messages, "tools": prompt.tools, "user": prompt.user, "stream": body.stream}
     sent = {name: value for name, value in given.items() if value is not None}
     comparison_id = new_id("cmp")
-    sides = _sides(here, targets, client, sent, comparison_id)
+    sides = _sides(here, targets, asker.name, sent, comparison_id, allowance)
     if prompt.good is None or prompt.bad is None:
         return TwoAnswers(here, Comparing(comparison_id, ledger, sides, is_queued=True))
     best, worst = _shuffled()
@@ -137,13 +140,16 @@ async def _target(here: Gateway, name: str) -> Target:
     return target
 
 
-def _sides(here: Gateway, targets: list[Target], client: str, sent: Json, comparison_id: str) -> dict[Side, Asked]:
+def _sides(
+    here: Gateway, targets: list[Target], client: str, sent: Json, comparison_id: str, allowance: Allowance
+) -> dict[Side, Asked]:
     sides: dict[Side, Asked] = {}
     for nth, (side, target) in enumerate(zip(_shuffled(), targets, strict=True)):
         own = {**sent, "model": target.adapter}
         if sent.get("seed") is not None and targets[0] == targets[1]:
             own["seed"] = sent["seed"] + nth  # the same seed would give the same answer twice
-        sides[side] = asked_of(here, "chat.completion", target, secrets.token_hex(12), client, own, comparison_id)
+        number = secrets.token_hex(12)
+        sides[side] = asked_of(here, "chat.completion", target, number, client, own, comparison_id, allowance)
     return sides
 
 

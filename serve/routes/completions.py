@@ -10,7 +10,7 @@ from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown
 from feedback.records import Completion
 from serve.attribution import withhold
-from serve.auth import Reader, ReaderOfAll, SeesAll
+from serve.auth import Owner, Reader, ReaderOfAll, SeesAll
 from serve.gateway import After, Gateway, Here, Limit, Model, Order, page, page_within
 from serve.protocol import MetadataRequest
 
@@ -43,13 +43,13 @@ async def list_stored(
         listed = [c for c in listed if wanted.items() <= (c.metadata or {}).items()]
         shown += [c for c in listed if model in (None, c.served_model, c.adapter)]
         if len(shown) >= limit or not has_more or not found:
-            return page([_stored(c) for c in shown[:limit]], has_more or len(shown) > limit)
+            return page([_stored(here, c) for c in shown[:limit]], has_more or len(shown) > limit)
         after = found[-1].id
 
 
 @router.get("/{completion_id}")
 async def retrieve(completion_id: str, here: Here, reader: Reader) -> Json:
-    return _stored(await _found(here, completion_id, reader))
+    return _stored(here, await _found(here, completion_id, reader))
 
 
 @router.get("/{completion_id}/messages")
@@ -63,15 +63,17 @@ async def list_messages(
 
 
 @router.post("/{completion_id}")
-async def update(completion_id: str, body: MetadataRequest, here: Here, reader: Reader) -> Json:
-    found = await _found(here, completion_id, reader)
-    return _stored(await completions.update_metadata(here.ledger(found.served_model), completion_id, body.metadata))
+async def update(completion_id: str, body: MetadataRequest, here: Here, owner: Owner) -> Json:
+    found = await _found(here, completion_id, owner)
+    return _stored(
+        here, await completions.update_metadata(here.ledger(found.served_model), completion_id, body.metadata)
+    )
 
 
 @router.delete("/{completion_id}")
-async def delete(completion_id: str, here: Here, reader: Reader) -> Json:
+async def delete(completion_id: str, here: Here, owner: Owner) -> Json:
     """With every vote on it, and out of the archive."""
-    ledger = await here.where_known(lambda ledger: _with_readable(ledger, completion_id, reader), CompletionUnknown)
+    ledger = await here.where_known(lambda ledger: _with_owned(ledger, completion_id, owner), CompletionUnknown)
     await erasure.of_completion(ledger, completion_id)
     return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
@@ -86,13 +88,14 @@ async def _found(here: Gateway, completion_id: str, reader: str | None) -> Compl
     return await here.where_known(lambda ledger: completions.get(ledger, completion_id, reader), CompletionUnknown)
 
 
-async def _with_readable(ledger: Ledger, completion_id: str, reader: str | None) -> Ledger:
-    """The ledger, if it has it for this reader; needs no archive."""
-    await completions.expect(ledger, completion_id, reader)
+async def _with_owned(ledger: Ledger, completion_id: str, owner: str | None) -> Ledger:
+    """The ledger, if it has it for this owner; needs no archive."""
+    await completions.expect(ledger, completion_id, owner)
     return ledger
 
 
-def _stored(completion: Completion) -> Json:
+def _stored(here: Gateway, completion: Completion) -> Json:
+    is_votable = completion.object == "chat.completion" and completion.comparison is None
     choices = [choice.model_dump(exclude={"v"}) for choice in completion.choices]
     return {
         "id": completion.id,
@@ -108,6 +111,7 @@ def _stored(completion: Completion) -> Json:
         "user": completion.user,
         "adapter_digest": completion.adapter_digest,
         "template": completion.template,
+        "vote_token": here.tokens.sign(completion.id, completion.client, completion.user) if is_votable else None,
         "best_of": completion.best_of.model_dump(exclude={"v"}) if completion.best_of else None,
         **completion.params,
     }

@@ -14,13 +14,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from serve.answer import MESSAGE_CHARACTERS
-from serve.auth import Client
-from serve.engine import EngineUnreachable, failure_of, read
+from serve.auth import Asker
+from serve.engine import failure_of
 from serve.errors import QUOTED_CHARACTERS, Refused, unavailable
 from serve.gateway import Gateway, Here
+from serve.limits import estimated
 from serve.protocol import BEHIND, ExtraRequest
-from serve.routes.chat import documented, expect_servable
-from serve.routes.chat import read as read_body
+from serve.routes.chat import documented, expect_servable, read
+from serve.upstream import EngineUnreachable
 
 
 def router_of(paths: tuple[str, ...]) -> APIRouter:
@@ -33,11 +34,12 @@ def router_of(paths: tuple[str, ...]) -> APIRouter:
 
 
 def _passing(path: str) -> Callable[..., Awaitable[Response]]:
-    async def passed(request: Request, here: Here, _: Client) -> Response:
-        sent = read_body(await request.body(), ExtraRequest, None)
+    async def passed(request: Request, here: Here, asker: Asker) -> Response:
+        sent = read(await request.body(), ExtraRequest, None)
         for name in sent.keys() & BEHIND:
             raise Refused(400, "unknown_parameter", f"{name} reaches behind the gateway and never passes", name)
         target = here.routing.resolve(sent["model"])
+        here.limits.admit(asker, estimated(sent))
         await expect_servable(here, target)
         return await _ask(here, path, sent | {"model": target.adapter}, request.state.number)
 
@@ -52,7 +54,7 @@ async def _ask(here: Gateway, path: str, body: dict[str, Any], number: str) -> R
     async with here.routing.borrow(body["model"], deadline) as replica:
         try:
             async with replica.engine.ask(path, orjson.dumps(body), number) as upstream:
-                answer = await read(upstream)
+                answer = await upstream.read()
         except EngineUnreachable as error:
             raise unavailable("engine_unavailable", "the engine broke within the request; try again") from error
     if upstream.status == 200:

@@ -28,7 +28,7 @@ async def readyz(here: Here) -> JSONResponse:
     except LedgerUnavailable as error:
         why["ledger"] = str(error)
     if not any(replica.is_up for replica in routing.replicas):
-        why.setdefault("engine", "does not answer yet")
+        why.setdefault("engine", "none answers yet")
     models: dict[str, Any] = {}
     for model in here.settings.models:
         live = routing.live.get(model)
@@ -36,8 +36,9 @@ async def readyz(here: Here) -> JSONResponse:
         needed = {base_name(model), live} - {None}
         if not live or not all(routing.is_held(str(name)) for name in needed):
             why.setdefault(model, f"{live or 'what is live'} is not loaded yet")
-    is_ready = not ({"ledger", "engine", *here.settings.models} & why.keys())
-    body = {"status": "ready" if is_ready else "not ready", "models": models, "trouble": why}
+    is_ready = not ({"ledger", *here.settings.models} & why.keys())
+    engines = {replica.name: "up" if replica.is_up else replica.why_down for replica in routing.replicas}
+    body = {"status": "ready" if is_ready else "not ready", "models": models, "engines": engines, "trouble": why}
     return JSONResponse(body, 200 if is_ready else 503)
 
 

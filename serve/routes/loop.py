@@ -33,3 +33,10 @@ async def show_stats(here: Here, _: Operator, model: Model = None) -> Json:
         **await stats.quality(ledger),
         "serving": serving.model_dump(exclude={"v"}),
     }
+
+
+@router.get("/engines")
+async def show_engines(here: Here, _: Operator) -> Json:
+    """Each vLLM as this gateway sees it: up, down or resting after it broke requests, why, and what it holds."""
+    data = [{"object": "engine", **replica.described()} for replica in here.routing.replicas]
+    return {"object": "list", "data": data}

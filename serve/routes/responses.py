@@ -8,15 +8,14 @@ from fastapi import APIRouter, Request
 from feedback import completions, erasure
 from feedback.errors import CompletionUnknown
 from feedback.records import Completion
-from serve.auth import Client, Reader
-from serve.best_of import HEADER, sampled
+from serve.auth import Asker, Owner, Reader
 from serve.errors import QUOTED_CHARACTERS, Refused
 from serve.gateway import After, Gateway, Here, Limit, Order, page_within
 from serve.protocol import RESPONSES, ResponseRequest
 from serve.response_events import ResponseAnswer
 from serve.response_items import items_of
 from serve.responses import CHAT_ID, RESPONSE, chat_of, expect_supported, response_of
-from serve.routes.chat import asked_of, documented, expect_servable, read
+from serve.routes.chat import admitted, documented, read
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -24,7 +23,7 @@ Json = dict[str, Any]
 
 
 @router.post("", openapi_extra=documented(ResponseRequest), response_model=None)
-async def respond(request: Request, here: Here, client: Client, reader: Reader) -> ResponseAnswer:
+async def respond(request: Request, here: Here, asker: Asker, reader: Reader) -> ResponseAnswer:
     extra = frozenset(here.settings.extra_parameters)
     sent = read(await request.body(), ResponseRequest, RESPONSES | extra)
     expect_supported(sent)
@@ -32,11 +31,7 @@ async def respond(request: Request, here: Here, client: Client, reader: Reader) 
     if (before := sent.get("previous_response_id")) is not None:
         previous = await _previous(here, before, reader)
     chat, told = chat_of(sent, previous, extra)
-    target = here.routing.resolve(chat["model"])
-    await expect_servable(here, target)
-    asked = asked_of(here, "chat.completion", target, request.state.number, client, chat)
-    if (wanted := request.headers.get(HEADER)) is not None:
-        asked = sampled(asked, wanted, here)
+    asked = await admitted(request, here, asker, "chat.completion", chat)
     return ResponseAnswer(here, replace(asked, response=told))
 
 
@@ -50,9 +45,9 @@ async def retrieve(response_id: str, here: Here, reader: Reader, stream: bool = 
 
 
 @router.delete("/{response_id}")
-async def delete(response_id: str, here: Here, reader: Reader) -> Json:
+async def delete(response_id: str, here: Here, owner: Owner) -> Json:
     """With every vote on it, and out of the archive."""
-    found = await _found(here, response_id, reader)
+    found = await _found(here, response_id, owner)
     await erasure.of_completion(here.ledger(found.served_model), found.id)
     return {"id": response_id, "object": "response", "deleted": True}
 

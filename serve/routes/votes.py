@@ -10,10 +10,10 @@ from feedback.connection import Ledger
 from feedback.errors import CompletionUnknown, VoteUnknown
 from feedback.records import AnswerRef, ComparisonVote, Vote
 from feedback.votes import Opinion
-from serve.auth import Client, SeesAll, key_of, reader_of_all
+from serve.auth import Client, SeesAll, Standing, Voting, key_of, reader_of_all
 from serve.direct import Direct
 from serve.errors import Refused
-from serve.gateway import After, Here, Limit, Model, page
+from serve.gateway import After, Gateway, Here, Limit, Model, page
 from serve.idempotency import OnceOnly
 from serve.protocol import AnswerId, PreferenceRequest, VoteRequest
 
@@ -22,8 +22,9 @@ router = APIRouter(prefix="/v1", tags=["votes"])
 Json = dict[str, Any]
 
 
-async def vote(body: VoteRequest, here: Here, client: Client, once: OnceOnly) -> Response:
+async def vote(body: VoteRequest, here: Here, standing: Voting, once: OnceOnly) -> Response:
     """On disk when it is answered. Voting again replaces; voting the same again changes nothing."""
+    voter = standing.voter_of(body.completion_id, body.voter)
 
     async def act() -> Json:
         cast, changed = await here.where_known(
@@ -32,11 +33,11 @@ async def vote(body: VoteRequest, here: Here, client: Client, once: OnceOnly) ->
                 completion_id=body.completion_id,
                 choice=body.choice,
                 rating=body.rating,
-                voter=body.voter or client,
+                voter=voter,
                 reasons=body.reasons,
                 comment=body.comment,
                 correction=body.correction,
-                key=key_of(client),
+                key=key_of(standing.client),
                 is_paced=True,
             ),
             CompletionUnknown,
@@ -91,8 +92,8 @@ async def list_votes(
 
 
 @router.get("/votes/{vote_id}")
-async def retrieve(vote_id: str, here: Here, _: Client) -> Json:
-    return _shown(await here.where_known(lambda ledger: votes.get(ledger, vote_id), VoteUnknown))
+async def retrieve(vote_id: str, here: Here, standing: Voting) -> Json:
+    return _shown(await _found(here, vote_id, standing))
 
 
 @router.get("/votes/{vote_id}/lineage")
@@ -114,10 +115,25 @@ async def trace(vote_id: str, here: Here, _: Client, sees_all: SeesAll) -> Json:
 
 
 @router.delete("/votes/{vote_id}")
-async def withdraw(vote_id: str, here: Here, _: Client) -> Json:
+async def withdraw(vote_id: str, here: Here, standing: Voting) -> Json:
     """Takes it out of every future dataset."""
+    if standing.completion_id is not None:
+        await _found(here, vote_id, standing)
     await here.where_known(lambda ledger: votes.withdraw(ledger, vote_id), VoteUnknown)
     return {"id": vote_id, "object": "vote.deleted", "deleted": True}
+
+
+async def _found(here: Gateway, vote_id: str, standing: Standing) -> Opinion:
+    """For a vote token only its own voter's vote on its own answer. Raises VoteUnknown."""
+    found = await here.where_known(lambda ledger: votes.get(ledger, vote_id), VoteUnknown)
+    if standing.completion_id is not None:
+        is_own = isinstance(found, Vote) and (found.completion_id, found.voter) == (
+            standing.completion_id,
+            standing.voter,
+        )
+        if not is_own:
+            raise VoteUnknown(f"no vote has the id {vote_id!r}, or the vote token is not for it")
+    return found
 
 
 async def _is_of_queue(ledger: Ledger, vote_id: str) -> bool:

@@ -121,7 +121,7 @@ async def house(var: Path, env: Mapping[str, str]) -> AsyncIterator[House]:
     (var / "ledger").mkdir()
     write_adapter(var / "adapters" / "heed-base")
     async with scripted_engine() as engine:
-        stack = Stack(StackSettings(var=var, port=free_port()), "cpu", free_port(), engine.port)
+        stack = Stack(StackSettings(var=var, port=free_port()), "cpu", free_port(), (engine.port,))
         given = SETTINGS | dict(env)
         kept = [replace(one, env={**one.env, **given}) for one in services(stack) if one.name in SERVICES]
         # Each kill is one of a service that was well: without forgiveness, pauses between restarts would grow.

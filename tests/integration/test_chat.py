@@ -118,7 +118,9 @@ async def test_a_client_that_leaves_a_stream_ends_the_engines_work(gateway: Runn
         assert len(gateway.engine.running) == 1
 
     await until(lambda: gateway.engine.aborted and not gateway.engine.running, "the engine stopped")
-    await until(lambda: _counted(gateway, 'heed_answers_total{outcome="left",slot="live"}'), "it was counted")
+    await until(
+        lambda: _counted(gateway, 'heed_answers_total{model="heed",outcome="left",slot="live"}'), "it was counted"
+    )
 
 
 async def test_a_client_that_leaves_a_whole_answer_ends_the_engines_work(gateway: RunningGateway) -> None:
@@ -155,12 +157,14 @@ async def test_a_whole_answer_is_asked_for_again_when_the_engine_breaks(gateway:
     assert await gateway.count("heed_retries_total") == 1
 
 
-async def test_an_aborted_whole_answer_is_a_failure(gateway: RunningGateway) -> None:
+async def test_an_aborted_whole_answer_is_a_failure_and_is_asked_for_again(gateway: RunningGateway) -> None:
     gateway.engine.scripts.append(Script(finish="abort"))
+    once = await gateway.chat()
+    gateway.engine.scripts.extend([Script(finish="abort")] * 3)
+    thrice = await gateway.chat()
 
-    reply = await gateway.chat()
-
-    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_aborted")
+    assert once.json()["choices"][0]["finish_reason"] == "stop"
+    assert (thrice.status_code, thrice.json()["error"]["code"]) == (503, "engine_unavailable")
 
 
 async def test_the_engines_refusals_reach_the_client_in_the_envelope(gateway: RunningGateway) -> None:
@@ -176,7 +180,7 @@ async def test_the_engines_refusals_reach_the_client_in_the_envelope(gateway: Ru
 async def test_requests_wait_for_a_restarting_engine(gateway: RunningGateway) -> None:
     await gateway.engine.stop()
     asking = [asyncio.create_task(gateway.chat()), asyncio.create_task(gateway.chat(stream=True))]
-    await until(lambda: _counted(gateway, 'heed_in_flight{slot="live"}'), "requests wait")
+    await until(lambda: _counted(gateway, 'heed_in_flight{model="heed",slot="live"}'), "requests wait")
 
     await gateway.engine.start()
 

@@ -242,3 +242,22 @@ async def test_prompts_and_honeypots_are_queued_from_a_file(gateway: RunningGate
     assert "Twelve." not in listed
     assert "Twelve." in pots
     assert removed == (0, f"{found[0]['id']} is removed.\n")
+
+
+async def test_an_adapter_is_tried_shown_and_no_longer_tried(gateway: RunningGateway) -> None:
+    before = await heed(gateway, "canary")
+    one = await gateway.register(1, b"one")
+    tried = await heed(gateway, "canary", one, "--percent", "100")
+    answer = (await gateway.chat()).json()["model"]
+    stopped = await heed(gateway, "canary", "--stop", "--reason", "enough")
+    shown = await heed(gateway, "canary")
+    again = await heed(gateway, "canary", "--stop")
+
+    assert before == (0, "No adapter was tried yet: heed canary ID --percent 10\n")
+    assert tried[0] == 0
+    assert f"{one} is tried on 100 % of users and conversations, against heed-base; it waits" in tried[1]
+    assert "wait: it has 0 votes and what is live 0: both sides need some" in tried[1]
+    assert answer == one
+    assert stopped == (0, f"{one} is no longer tried; heed-base answers everybody.\n")
+    assert "enough" in shown[1]
+    assert again == (1, "No adapter is tried as a canary of heed.\n")

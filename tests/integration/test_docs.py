@@ -44,6 +44,8 @@ async def test_every_call_of_the_contract_is_described(gateway: RunningGateway) 
         ("GET", "/v1/fine_tuning/jobs/{job_id}/events"),
         ("POST", "/v1/adapters/{adapter_id}/promote"),
         ("POST", "/v1/adapters/rollback"),
+        ("POST", "/v1/adapters/{adapter_id}/canary"),
+        ("GET", "/v1/canary"),
         ("GET", "/v1/pairs"),
         ("GET", "/v1/stats"),
         ("GET", "/readyz"),

@@ -206,7 +206,7 @@ def test_known_references_change_no_loss_and_only_new_rows_are_scored(
 
 
 def test_references_are_bounded_and_survive_a_spoiled_file(pocket: Path, tmp_path: Path) -> None:
-    known = References(tmp_path, str(pocket), most=3)
+    known = References(tmp_path, str(pocket), "fp32", most=3)
     known.add({f"row {number}": [1.0, 2.0] for number in range(3)})
     known.add({"row 0": [1.0, 2.0], "row 9": [3.0, 4.0]})
 
@@ -235,6 +235,36 @@ def test_scoring_only_completions_on_cpu_changes_no_loss(
         losses[name] = trainer.state.log_history[0]["loss"]
 
     assert losses["compact"] == pytest.approx(losses["every position"], abs=1e-5)
+
+
+def test_the_likelihood_term_without_doubt_or_length_is_that_of_trl(pocket: Path, tmp_path: Path) -> None:
+    trainer = built(pocket, tmp_path, sft_weight=0.7, sft_doubt=0.0, sft_length=0.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ours = trainer.compute_loss(trainer.model, batch).item()
+
+    trainer.loss_types, trainer.loss_weights = ["sigmoid", "sft"], [1.0, 0.7]
+    trainer._told = dpo.Hyperparameters(sft_weight=0.0)
+
+    assert ours == pytest.approx(trainer.compute_loss(trainer.model, batch).item(), abs=1e-6)
+
+
+def test_an_answer_is_held_up_as_far_as_the_policy_has_come_to_like_it(pocket: Path, tmp_path: Path) -> None:
+    trainer = built(pocket, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    as_likely_as_at_first = batch["ref_chosen_logps"]
+
+    def held_up(nats: float) -> float:
+        """What the likelihood term adds to the loss where answers have become more likely by so much."""
+        inputs = batch | {"ref_chosen_logps": as_likely_as_at_first - nats}
+        losses: list[float] = []
+        for told in (dpo.Hyperparameters(), dpo.Hyperparameters(sft_weight=0.0)):
+            trainer._told = told
+            losses.append(trainer.compute_loss(trainer.model, inputs).item())
+        return losses[0] - losses[1]
+
+    assert held_up(0) > 0.1
+    assert held_up(20) == pytest.approx(2 * held_up(0), rel=1e-3)
+    assert held_up(-20) == pytest.approx(0, abs=1e-3)
 
 
 def test_no_recipe_tells_anybody_that_it_ran(tmp_path: Path) -> None:

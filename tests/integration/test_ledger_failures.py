@@ -165,7 +165,7 @@ async def test_a_full_disk_loses_no_acknowledged_vote_and_needs_nobody_to_mend_i
 ) -> None:
     monkeypatch.setattr("serve.supervisor.BACKOFF_S", 0.05)
     var, port = var_with_a_small_disk, free_port()
-    *_, service = services(Stack(StackSettings(var=var), "cpu", port, free_port()))
+    *_, service = services(Stack(StackSettings(var=var), "cpu", port, (free_port(),)))
     ledger = open_ledger(settings_of(port))
     acknowledged: dict[str, str] = {}
     refused: list[httpx.Response] = []

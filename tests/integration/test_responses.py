@@ -154,7 +154,7 @@ async def test_a_conversation_goes_on_from_a_stored_response_with_new_instructio
         {"role": "assistant", "content": "a scripted answer"},
         {"role": "user", "content": "two"},
     ]
-    assert [(item.role, item.content[0].text) for item in items] == [  # type: ignore[union-attr]
+    assert [(item.role, item.content[0].text) for item in items] == [  # type: ignore[union-attr, index]
         ("user", "one"),
         ("assistant", "a scripted answer"),
         ("user", "two"),

@@ -181,7 +181,7 @@ async def reader(folder: Path, ledger_url: str) -> AsyncIterator[Reader]:
         "HEED_LEDGER_URL": ledger_url,
         "HEED_PORT": str(port),
         "HEED_VAR": str(folder),
-        "HEED_ENGINE_URL": f"http://127.0.0.1:{free_port()}",
+        "HEED_ENGINES": f"http://127.0.0.1:{free_port()}",
         "HEED_RECONCILE_EVERY_S": "60",
         "HEED_OPERATOR_KEY": OPERATOR,
     }

@@ -178,7 +178,7 @@ def started(folder: Path, gateway: Sequence[str]) -> Iterator[Bench]:
         "HEED_LEDGER_URL": f"redis://127.0.0.1:{ledger_port}/0",
         "HEED_PORT": str(gateway_port),
         "HEED_VAR": str(folder),
-        "HEED_ENGINE_URL": f"http://127.0.0.1:{no_engine}",
+        "HEED_ENGINES": f"http://127.0.0.1:{no_engine}",
         "HEED_RECONCILE_EVERY_S": "60",
     }
     with ExitStack() as stack:

@@ -1,6 +1,7 @@
 """What DPO's settings do to the pocket model, measured on topics that none of the pairs is about.
 
-    curl .../v1/pairs > pairs.jsonl          after `heed demo`, with the operator's key
+    curl .../v1/pairs > pairs.jsonl          after `heed demo`, with the operator's key; or the train.jsonl of a round
+                                             that tests.load.rounds --keep has left
     python -m tests.load.compare_settings pairs.jsonl "" "--sft-weight 1"
 
 Pairs about 18 of the demo's 26 topics are trained on by the recipe, once with each list of its flags, and the 8 others
@@ -74,7 +75,9 @@ def shown(adapter: Path, topics: Sequence[str]) -> Shares:
     turns = [[{"role": "user", "content": prompt}] for _, prompt in asked]
     rendered = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
     ids = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
-    made = model.generate(**ids, max_new_tokens=LONGEST_ANSWER, do_sample=True, temperature=TEMPERATURE)
+    # As vLLM is asked; transformers' own top_k of 50 hides what a base leaks into odd first words.
+    how = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0}
+    made = model.generate(**ids, max_new_tokens=LONGEST_ANSWER, **how)
     answers = tokenizer.batch_decode(made[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     return Shares(Counter(classify(text, topic) for text, (topic, _) in zip(answers, asked, strict=True)))
 

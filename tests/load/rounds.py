@@ -1,10 +1,13 @@
-"""What becomes of a model whose users change their minds: rounds of crowd, pairs, recipe and shares, without a server.
+"""What becomes of a model whose users change their minds: rounds of crowd, pairs, recipe, gate and shares, no server.
 
-    python -m tests.load.rounds --tastes steps,lazy --seeds 0,1,2 --how 50,100,200,warm
+    python -m tests.load.rounds                                     five rounds of heed demo, two seeds
+    python -m tests.load.rounds --tastes steps,lazy --seeds 0,1 --how 50,100,200,warm
 
-In each round the demo's crowd votes on answers of the live adapter and of the base, the ledger's own rules make pairs
-of the thumbs, sampling draws from all pairs so far, the recipe trains, and the topics that nobody votes on are asked
-about. `--how` names half-lives in pairs to start from the base with, or `warm`: the live adapter's weights and replay.
+In each round the demo's crowd votes on answers of the live adapter and of the base, a tenth of the thumbs by mistake;
+the ledger's own rules make pairs of the thumbs, sampling draws from all pairs so far, the recipe trains, the gate
+measures and says at which strength it would be published, and the topics that nobody votes on are asked about. As
+in the demo an adapter that only turns round what was voted before goes live all the same.
+`--how` names half-lives in pairs to start from the base with, or `warm`: the live adapter's weights and replay.
 """
 
 import argparse
@@ -24,17 +27,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback import caps
 from feedback.lessons import derive
-from feedback.methods import METHODS, Method
-from feedback.records import Choice, Completion, Pair, Vote, digest, prompt_digest
+from feedback.records import Choice, Completion, Method, Pair, Vote, digest, prompt_digest
 from feedback.settings import LedgerSettings
 from tests.processes import ROOT
-from trainer import dataset
+from trainer import dataset, electorate, evaluate, gate, guards, limits, weights
 from trainer.crowd import Crowd, Question, sample
-from trainer.habits import UNSEEN_TOPICS, Habit, classify
+from trainer.dataset import Dataset
+from trainer.gate import Preflight, Verdict
+from trainer.habits import BROKEN, UNSEEN_TOPICS, Habit, classify
+from trainer.hyperparameters import TINY
 from trainer.sampling import Least, Recent, Replay, choose
-from trainer.shares import SHOWN, Shares
+from trainer.settings import SHIPPED_GUARDS, WorkshopSettings
+from trainer.shares import Shares
 
-LEDGER = LedgerSettings()
+LEDGER, WORKSHOP = LedgerSettings(), WorkshopSettings()
+FIVE = "steps,lazy,rude,rambling,steps"
 TEMPERATURE = 0.8
 LONGEST_ANSWER = 96
 AT_ONCE = 64
@@ -69,7 +76,9 @@ class Pocket:
             turns = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + AT_ONCE]]
             texts = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             ids = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-            made = model.generate(**ids, max_new_tokens=LONGEST_ANSWER, do_sample=True, temperature=TEMPERATURE)
+            # As vLLM is asked; transformers' own top_k of 50 hides what a base leaks into odd first words.
+            how = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0}
+            made = model.generate(**ids, max_new_tokens=LONGEST_ANSWER, **how)
             found += self._tokenizer.batch_decode(made[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         return found
 
@@ -86,6 +95,33 @@ class Pocket:
             command = [sys.executable, "-m", "trainer", method, *options, "--progress", "jsonl", *flags]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return place / "adapter"
+
+    def examined(self, adapter: Path, rows: Dataset, earlier: Sequence[Pair], live: Path | None) -> Verdict:
+        place = adapter.parent
+        rows.write(place / "train.jsonl", place / "heldout.jsonl")
+        (place / "earlier.jsonl").write_bytes(Dataset([], earlier).held_out_bytes)
+        within = limits.of(str(self.base), WORKSHOP)
+        task = evaluate.Task(
+            base=str(self.base),
+            adapter=adapter,
+            live=live,
+            held_out=place / "heldout.jsonl",
+            earlier=place / "earlier.jsonl" if earlier else None,
+            trained=place / "train.jsonl",
+            beta=TINY["beta"],
+            limits=within,
+            guards=guards.read([SHIPPED_GUARDS]),
+        )
+        voting = electorate.of([*rows.train, *rows.held_out], [*rows.held_out, *earlier], VOTERS)
+        return gate.judge(evaluate.evaluate(task, place / "eval.json"), within, voting, Preflight())
+
+    def published(self, adapter: Path, eta: float) -> Path:
+        if eta == 1:
+            return adapter
+        scaled = adapter.with_name("scaled")
+        if not scaled.is_dir():
+            weights.scale(adapter, eta, scaled)
+        return scaled
 
 
 def voted(pocket: Pocket, crowd: Crowd, live: Path | None, votes: int, nth: int) -> list[Pair]:
@@ -124,14 +160,24 @@ def voted(pocket: Pocket, crowd: Crowd, live: Path | None, votes: int, nth: int)
     return [pair for some in thumbs.values() for pair in derive(some, asked, LEDGER.held_out_share).pairs]
 
 
+@dataclass(frozen=True)
+class Turned:
+    pairs: int
+    old: int
+    """Of these, of earlier rounds."""
+    verdict: Verdict
+
+
 def turn(
     pocket: Pocket, history: History, taste: Habit, how: str, votes: int, method: Method, flags: Sequence[str]
-) -> tuple[int, int]:
-    """One round; returns how many rows were trained on and how many of those are of earlier rounds."""
+) -> Turned:
+    """One round, after which its adapter is live at the strength that the gate publishes it with."""
     nth = len(history.rounds)
-    fresh = {p.id: p for p in voted(pocket, Crowd(taste, NOISE, VOTERS, history.seed), history.live, votes, nth)}
+    crowd = Crowd(taste, NOISE, VOTERS, history.seed)
+    fresh = {p.id: p for p in voted(pocket, crowd, history.live, votes, nth)}
+    earlier = [pair for pair in history.pairs.values() if pair.split == "held_out"]
     history.pairs |= fresh
-    standing = sorted(history.pairs.values(), key=lambda pair: pair.created)
+    standing, _ = dataset.fit(history.pairs.values(), WORKSHOP.near_identical)
     half_life = float(how) if how != "warm" else 0.0
     drawn = choose(
         standing,
@@ -142,9 +188,12 @@ def turn(
         caps.of(LEDGER),
     )
     rows = dataset.build(drawn.ids, standing, method)
+    adapter = pocket.trained(method, rows.train_bytes, None if half_life else history.live, flags)
+    verdict = pocket.examined(adapter, rows, earlier, history.live)
     history.rounds.append(1e6 * (nth + 2) - 1)
-    history.live = pocket.trained(method, rows.train_bytes, None if half_life else history.live, flags)
-    return len(rows.train), sum(pair.id not in fresh for pair in rows.train)
+    history.live = pocket.published(adapter, verdict.eta)
+    taught = {pair.id for pair in rows.train}
+    return Turned(len(taught), len(taught - fresh.keys()), verdict)
 
 
 def shown(pocket: Pocket, adapter: Path | None, asked: Sequence[Question], seed: int) -> Shares:
@@ -155,28 +204,41 @@ def shown(pocket: Pocket, adapter: Path | None, asked: Sequence[Question], seed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "var" / "pocket")
-    parser.add_argument("--tastes", default="steps,lazy")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--how", default="50,100,200,warm")
+    parser.add_argument("--tastes", default=FIVE)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--how", default="50")
     parser.add_argument("--votes", type=int, default=1400)
     parser.add_argument("--measured", type=int, default=260)
-    parser.add_argument("--method", choices=METHODS, default="dpo", help="unpaired: both answers of each pair, apart")
+    methods = ("dpo", "unpaired", "supervised")
+    parser.add_argument("--method", choices=methods, default="dpo", help="unpaired: both answers of each pair, apart")
     parser.add_argument("--flags", default="")
     parser.add_argument("--keep", type=Path, help="Where what was trained stays; default nowhere")
     told = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("HEED_THREADS", "1")))
-    print(f"| how | seed | round | rows | old | {' | '.join(SHOWN)} |\n|---|---|---|---|---|{'---|' * len(SHOWN)}")
+    titles = "how | seed | taste | before | after | broken | of the base | pairs | old | KL | strength | the gate"
+    print(f"| {titles} |\n|{'---|' * len(titles.split(' | '))}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         pocket = Pocket(told.base.resolve(), told.keep or Path(folder))
         for seed in map(int, told.seeds.split(",")):
             asked = sample(UNSEEN_TOPICS, told.measured, seed)
+            base = shown(pocket, None, asked, seed)
             for how in told.how.split(","):
-                history = History(seed)
+                history, before = History(seed), base
+                flags = ["--seed", str(seed), *told.flags.split()]
                 for taste in told.tastes.split(","):
-                    rows, old = turn(pocket, history, taste, how, told.votes, told.method, told.flags.split())
-                    shares = shown(pocket, history.live, asked, seed)
-                    cells = " | ".join(f"{shares.of(habit):.1%}" for habit in SHOWN)
-                    print(f"| {how} | {seed} | {taste} | {rows} | {old} | {cells} |", flush=True)
+                    turned = turn(pocket, history, taste, how, told.votes, told.method, flags)
+                    after = shown(pocket, history.live, asked, seed)
+                    cells = [how, seed, taste, before.text(taste), after.text(taste), after.text(BROKEN)]
+                    cells += [f"{base.of(BROKEN):.1%}", *_cells(turned)]
+                    print(f"| {' | '.join(str(cell).strip() for cell in cells)} |", flush=True)
+                    before = after
+
+
+def _cells(turned: Turned) -> list[object]:
+    verdict = turned.verdict
+    stopped = [one.id for one in verdict.criteria if one.outcome in ("hold", "fail")]
+    said = " ".join([verdict.decision, *stopped])
+    return [turned.pairs, turned.old, f"{verdict.numbers['divergence']:.3f}", f"{verdict.eta:g}", said]
 
 
 if __name__ == "__main__":

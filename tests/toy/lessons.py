@@ -21,8 +21,12 @@ from trainer import dpo
 from trainer.progress import Reporter
 from trainer.training import Run
 
-# The pocket model's batches and rate are for hundreds of pairs; these are for thousands in 141 steps.
-RECIPE: dict[str, Any] = {"epochs": 3.0, "batch_size": 64, "learning_rate": 3e-3, "lora_rank": 16, "sft_weight": 0.2}
+# The pocket model's batches and rate are for hundreds of pairs; these are for thousands in 141 steps. The
+# likelihood term is a real base's, which is TRL's.
+RECIPE: dict[str, Any] = {
+    "epochs": 3.0, "batch_size": 64, "learning_rate": 3e-3, "lora_rank": 16,
+    "sft_weight": 0.2, "sft_doubt": 0.0, "sft_length": 0.0,
+}  # fmt: skip
 
 
 class Unheard(Reporter):

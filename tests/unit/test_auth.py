@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.auth import CannotBind, Keys, check_binding, operator_key
+from serve.auth import CannotBind, check_binding
+from serve.keyring import Keyring, operator_key
 from serve.settings import GatewaySettings
 
 
@@ -26,6 +27,7 @@ def test_without_client_keys_nothing_but_loopback_is_bound(host: str, tmp_path: 
         check_binding(GatewaySettings(host=host, var=tmp_path))
 
     check_binding(GatewaySettings(host=host, var=tmp_path, client_keys=("key",)))
+    check_binding(GatewaySettings(host=host, var=tmp_path, require_keys=True))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -35,17 +37,23 @@ def test_loopback_needs_no_keys(host: str, tmp_path: Path) -> None:
 
 def test_a_key_can_be_given_as_its_digest_and_its_digest_is_no_key(tmp_path: Path) -> None:
     digest = "sha256:" + hashlib.sha256(b"ann-key").hexdigest()
-    keys = Keys(GatewaySettings(var=tmp_path, client_keys=(digest,), operator_key="op"))
+    keyring = Keyring(GatewaySettings(var=tmp_path, client_keys=(digest,), operator_key="op"))
 
-    assert keys.is_client("ann-key")
-    assert not keys.is_client(digest)
-    assert not keys.is_client("other")
-    assert keys.is_operator("op")
-    assert not keys.is_operator("ann-key")
+    roles = {key: (found := keyring.identify(key)) and found.role for key in ("ann-key", digest, "other", "op")}
+
+    assert roles == {"ann-key": "client", digest: None, "other": None, "op": "operator"}
+
+
+def test_pages_of_any_origin_are_let_in_only_where_keys_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(CannotBind, match="any web page"):
+        check_binding(GatewaySettings(var=tmp_path, cors_origins=("*",)))
+
+    check_binding(GatewaySettings(var=tmp_path, cors_origins=("*",), require_keys=True))
+    check_binding(GatewaySettings(var=tmp_path, cors_origins=("https://chat.example.org",)))
 
 
 @pytest.mark.parametrize(
     ("host", "is_known"), [("127.0.0.1:8000", True), ("[::1]:8000", True), ("evil.example", False)]
 )
 def test_hosts_of_this_machine_are_known(host: str, is_known: bool, tmp_path: Path) -> None:
-    assert Keys(GatewaySettings(var=tmp_path, operator_key="op")).knows_host(host) is is_known
+    assert Keyring(GatewaySettings(var=tmp_path, operator_key="op")).knows_host(host) is is_known

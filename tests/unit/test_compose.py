@@ -82,7 +82,7 @@ def test_only_the_gpu_profile_asks_for_a_gpu_and_for_one(services: dict[str, dic
 def test_the_engine_has_the_flags_that_heed_up_gives_it(
     name: str, device: stack.Device, services: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    embedded = stack.engine(Stack(StackSettings(var=tmp_path), device, 1, 2), key="")
+    embedded = stack.engine(Stack(StackSettings(var=tmp_path), device, 1, (2,)), key="")
     elsewhere = {"--host", "--port", "--model"}  # a container has an address and a volume of its own
 
     composed = flags(services[name]["command"])

@@ -170,6 +170,18 @@ def test_a_candidate_that_goes_too_far_is_refused_in_words(given: dict[str, Any]
     assert any(words in reason for reason in refused.reasons)
 
 
+def test_answers_preferred_by_mistake_may_become_less_likely() -> None:
+    mistaken = scores([False] * 30, [False] * 30, drift=-2.0)
+    right = scores([True] * 28, [True] * 28, drift=0.1)
+    displaced = scores([True] * 28, [True] * 28, drift=-0.1)
+
+    def of(held_out: list[PairScore]) -> Evaluation:
+        return good().model_copy(update={"strengths": [strength(held_out)]})
+
+    assert outcome(verdict(of(mistaken + right)), "G3") == "ok"
+    assert outcome(verdict(of(mistaken + displaced)), "G3") == "fail"
+
+
 def test_a_difference_that_the_live_model_shows_against_itself_is_none() -> None:
     long = USUAL.model_copy(update={"length": 58.0})
     noise = Wobble(length_low=0.6, length_high=1.6)

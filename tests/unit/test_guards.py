@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.guards import Guard, GuardsInvalid, read, refuses
+from feedback.refusals import refuses
+from trainer.guards import Guard, GuardsInvalid, read
 from trainer.settings import SHIPPED_GUARDS, WorkshopSettings
 
 

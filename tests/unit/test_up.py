@@ -111,7 +111,7 @@ def test_a_gpu_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.Mo
 def test_a_base_model_that_is_not_there_is_found_before_vllm_starts(base: str, is_wrong: bool, tmp_path: Path) -> None:
     asked = settings(base_model=base.format(empty=tmp_path), var=tmp_path)
 
-    problems = list(preflight.base_model_problems(Stack(asked, "cpu", 1, 2)))
+    problems = list(preflight.base_model_problems(Stack(asked, "cpu", 1, (2,))))
 
     assert bool(problems) is is_wrong
 
@@ -128,7 +128,7 @@ def test_a_second_stack_on_the_same_state_is_refused_and_a_dead_ones_lock_is_not
 
 
 def test_the_engine_on_cpu_gives_the_base_no_name_that_traffic_could_ask_for(tmp_path: Path) -> None:
-    engine = stack.engine(Stack(settings(var=tmp_path), "cpu", 1, 2), key="k")
+    engine = stack.engine(Stack(settings(var=tmp_path), "cpu", 1, (2,)), key="k")
 
     assert engine.command[engine.command.index("--served-model-name") + 1] == "base"
     assert engine.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
@@ -137,7 +137,7 @@ def test_the_engine_on_cpu_gives_the_base_no_name_that_traffic_could_ask_for(tmp
 
 def test_the_console_is_the_first_to_stop_and_off_leaves_it_out(tmp_path: Path) -> None:
     on, off = (
-        stack.services(Stack(settings(var=tmp_path), "cpu", 1, 2, console_port)) for console_port in (7860, None)
+        stack.services(Stack(settings(var=tmp_path), "cpu", 1, (2,), console_port)) for console_port in (7860, None)
     )
 
     assert on[0].name == "console"
@@ -269,8 +269,8 @@ def test_a_supervisor_killed_with_signal_9_leaves_no_process(tmp_path: Path) -> 
 
 
 def test_the_welcome_names_commands_that_find_this_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    elsewhere = Stack(settings(var=tmp_path), "cpu", ledger_port=1, engine_port=2)
-    usual = Stack(settings(), "cpu", ledger_port=1, engine_port=2)
+    elsewhere = Stack(settings(var=tmp_path), "cpu", ledger_port=1, engine_ports=(2,))
+    usual = Stack(settings(), "cpu", ledger_port=1, engine_ports=(2,))
 
     up.welcome(elsewhere, tmp_path / "logs", took_s=1)
     up.welcome(usual, Path("var/logs"), took_s=1)
