@@ -134,7 +134,10 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str] | None) ->
         shape.model_validate(sent)
     except ValidationError as error:
         raise explain(error.errors(include_url=False)) from None
-    for name in sent if passing is not None else ():
+    asked: dict[str, Any] = sent
+    if passing is None:
+        return asked
+    for name in asked:
         if name not in passing and name not in OURS and name not in WITHOUT_EFFECT:
             shown = name[:40]
             raise Refused(
@@ -143,7 +146,6 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str] | None) ->
                 f"{shown} is not a parameter that clients may send; the operator can allow it in HEED_EXTRA_PARAMETERS",
                 shown,
             )
-    asked: dict[str, Any] = sent
     return asked
 
 
