@@ -23,6 +23,10 @@ log = logging.getLogger("heed.gateway")
 SPARE_FILES = 512
 """What else a gateway has open: connections to engines and ledger, uploads, logs."""
 
+DRAINED_BYTES = 2**30
+"""Taken and thrown away of a body whose request was refused: closing at once would lose the refusal with what the client
+is still sending. Who sends more than this does not mean it; throwing away costs no memory."""
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -114,9 +118,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
         self._unread = 0
         if self.cycle.response_complete:
-            # Closing at once would lose the refusal with what the client is still sending.
             self._drained += len(body)
-            if self._drained > self.settings.upload_limit_mb * 2**20:
+            if self._drained > DRAINED_BYTES:
                 self.transport.abort()
 
     def on_message_complete(self) -> None:

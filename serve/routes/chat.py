@@ -136,8 +136,8 @@ def asked_of(
     )
 
 
-def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[str, Any]:
-    """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
+def read(body: bytes, shape: type[BaseModel], passing: frozenset[str] | None) -> dict[str, Any]:
+    """The request as it was sent, once its types are known to be right; None passes all names. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -146,7 +146,10 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[s
         shape.model_validate(sent)
     except ValidationError as error:
         raise explain(error.errors(include_url=False)) from None
-    for name in sent:
+    asked: dict[str, Any] = sent
+    if passing is None:
+        return asked
+    for name in asked:
         if name not in passing and name not in OURS and name not in WITHOUT_EFFECT:
             shown = name[:40]
             raise Refused(
@@ -155,7 +158,6 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[s
                 f"{shown} is not a parameter that clients may send; the operator can allow it in HEED_EXTRA_PARAMETERS",
                 shown,
             )
-    asked: dict[str, Any] = sent
     return asked
 
 
