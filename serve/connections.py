@@ -24,8 +24,8 @@ SPARE_FILES = 512
 """What else a gateway has open: connections to engines and ledger, uploads, logs."""
 
 DRAINED_BYTES = 2**30
-"""Taken and thrown away of a body whose request was refused: closing at once would lose the refusal with what the client
-is still sending. Who sends more than this does not mean it; throwing away costs no memory."""
+"""Taken and thrown away of a body whose request was refused: closing at once would lose the refusal with what the
+client is still sending. Throwing away costs no memory, and who sends more than this is not reading."""
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.gateways import RunningGateway, running_gateway, until
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
 from tests.wire import JSON, chat_body, head, line
 
-SOON = {"head_timeout_s": 0.3, "body_silence_s": 0.3}
+SOON: Any = {"head_timeout_s": 0.3, "body_silence_s": 0.3}
 MB = 2**20
 
 

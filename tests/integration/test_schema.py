@@ -16,6 +16,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.core.result import Ok
 
 from feedback.connection import Ledger
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
@@ -23,7 +24,7 @@ from tests.scripted_engine import ScriptedEngine, scripted_engine
 
 EXAMPLES = int(os.environ.get("HEED_EXAMPLES", "4"))
 SEED = int(os.environ.get("HEED_SEED", "0"))
-NOT_WAITED_FOR = {"promote_wait_s": 0.1, "dry_run_wait_s": 0.1, "engine_wait_s": 5}
+NOT_WAITED_FOR: Any = {"promote_wait_s": 0.1, "dry_run_wait_s": 0.1, "engine_wait_s": 5}
 LONGEST_S = 30
 
 
@@ -68,6 +69,7 @@ async def test_random_requests_are_answered_or_refused_in_the_envelope(gateway: 
     wrong: list[str] = []
     asked = 0
     for found in schema.get_all_operations():
+        assert isinstance(found, Ok), found
         operation = found.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             asked += await asyncio.to_thread(try_out, operation, mode, gateway.url, wrong)
@@ -90,7 +92,7 @@ def try_out(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, u
         suppress_health_check=list(HealthCheck),
     )
     @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case: Case) -> None:
+    def ask(case: Case[Any]) -> None:
         nonlocal sent
         sent += 1
         reply = case.call(base_url=url, headers={"authorization": f"Bearer {OPERATOR}"}, timeout=LONGEST_S)
