@@ -10,6 +10,7 @@ from feedback.redaction import CannotRedact
 from feedback.settings import LedgerSettings
 from serve.app import create_app
 from serve.auth import CannotBind
+from serve.connections import connection_of, raise_file_limit
 from serve.logs import configure
 from serve.settings import GatewaySettings
 from serve.tracing import CannotTrace
@@ -31,6 +32,7 @@ def main() -> None:
         sys.exit(f"HEED_{str(wrong['loc'][0]).upper()}: {wrong['msg']}; got {wrong['input']!r}")
     except (CannotBind, CannotRedact, CannotTrace, OSError) as error:
         sys.exit(str(error))
+    raise_file_limit(settings.connection_limit)
     gc.collect()
     gc.freeze()  # what the start has made stays until the end, and need not be searched
     gc.set_threshold(GC_THRESHOLD)
@@ -39,7 +41,9 @@ def main() -> None:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=connection_of(settings),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing here asks for the client's address

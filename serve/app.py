@@ -35,6 +35,7 @@ from serve.routes import (
     completions,
     erasure,
     exchange,
+    extras,
     files,
     health,
     jobs,
@@ -141,6 +142,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     rooms = (chat, responses, votes, completions, models, comparisons, prompts, voters)  # matched in this order
     for room in (*rooms, keys, jobs, adapters, canary, files, exchange, erasure, loop, health):
         app.include_router(room.router)
+    app.include_router(extras.router_of(settings.extra_routes))
     errors.install(app)
     app.add_middleware(Lane, gateway=gateway, routes=[*chat.router.routes])
     if settings.cors_origins:

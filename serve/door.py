@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import Refused, envelope
@@ -56,6 +57,8 @@ class Door:
         except Refused as refused:
             answer = envelope(refused.status_code, refused.code, refused.detail, refused.param, refused.headers)
             await answer(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.info("req-%s was given up by its client before all of it had come", number)
         except Exception:  # the last resort: nobody gets a traceback, and everybody an answer
             log.exception("req-%s failed", number)
             if not status:

@@ -39,6 +39,14 @@ RESPONSES = RESPONSES_EXTRAS | _names(
     "conversation prompt context_management"
 )
 
+EXTRA_ROUTES = _names(
+    "/tokenize /detokenize /v1/embeddings /classify /score /v1/score /rerank /v1/rerank /v2/rerank /pooling"
+)
+"""Calls of vLLM that may be named in HEED_EXTRA_ROUTES (serve/routes/extras.py says why no others)."""
+
+BEHIND = _names("cache_salt request_id priority chat_template kv_transfer_params vllm_xargs mm_processor_kwargs")
+"""Parameters that reach behind the gateway: other requests' cache, order and files."""
+
 OURS = frozenset({"store", "metadata", "user", "prompt_cache_key"})
 """Meant for the ledger and for the choice of an engine, of no use to the engine."""
 
@@ -111,6 +119,11 @@ class ComparisonRequest(ChatRequest):
         None, description="Two names of one served model, each of which answers once."
     )
     n: Annotated[int, Field(ge=1, le=1)] | None = None
+
+
+class ExtraRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    model: str
 
 
 class TextRequest(Sampling):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serve.protocol import MAX_CHOICES
+from serve.protocol import EXTRA_ROUTES, MAX_CHOICES
 
 Names = Annotated[tuple[str, ...], NoDecode]
 
@@ -88,6 +88,32 @@ class GatewaySettings(BaseSettings):
     )
     extra_parameters: Names = Field(
         (), description="Engine parameters clients may send beyond the safe list; some reach behind the gateway."
+    )
+    connection_limit: int = Field(
+        10_000,
+        ge=1,
+        description="Most connections at once of one gateway process; those beyond it are told to come back. An idle "
+        "one costs 13 kB here, and a file of the system's limit (ulimit -n), which is raised as far as it may be.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="How long a connection waits for its next request. Longer than clients keep one they do not use "
+        "(httpx 5 s, aiohttp 15), so that it is they who close and no request meets a closing connection.",
+    )
+    head_timeout_s: float = Field(
+        10, gt=0, description="Longest time for a request's head; it is one packet, and a slow one is an attack."
+    )
+    head_limit_kb: float = Field(
+        32, gt=0, description="Largest head of a request, address and headers; nginx takes as much before it."
+    )
+    body_silence_s: float = Field(
+        30, gt=0, description="Longest silence within a body; whoever lost the network has noticed by then."
+    )
+    extra_routes: Names = Field(
+        (),
+        description="Calls of vLLM beyond OpenAI's that clients may make, such as /tokenize,/detokenize. None: an "
+        "engine's time that nothing is learned from is for an operator to give.",
     )
     body_limit_mb: float = Field(10, gt=0, description="Largest body; a long conversation with an image fits.")
     upload_limit_mb: float = Field(
@@ -184,7 +210,14 @@ class GatewaySettings(BaseSettings):
     )
 
     @field_validator(
-        "models", "engines", "client_keys", "cors_origins", "allowed_hosts", "extra_parameters", mode="before"
+        "models",
+        "engines",
+        "client_keys",
+        "cors_origins",
+        "allowed_hosts",
+        "extra_parameters",
+        "extra_routes",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -207,6 +240,15 @@ class GatewaySettings(BaseSettings):
     def _has_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("name at least one served model, for example HEED_MODELS=heed")
+        return value
+
+    @field_validator("extra_routes")
+    @classmethod
+    def _are_harmless(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if refused := [path for path in value if path not in EXTRA_ROUTES]:
+            raise ValueError(
+                f"{refused[0]!r} is not a call that may be opened; there is {', '.join(sorted(EXTRA_ROUTES))}"
+            )
         return value
 
     @property

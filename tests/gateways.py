@@ -18,6 +18,7 @@ from feedback.connection import Ledger
 from feedback.records import Adapter, AdapterState, Golden
 from feedback.settings import LedgerSettings
 from serve.app import create_app
+from serve.connections import connection_of
 from serve.settings import GatewaySettings
 from tests.processes import free_port
 from tests.scripted_engine import ScriptedEngine, write_adapter
@@ -106,7 +107,9 @@ async def served(settings: GatewaySettings, ledger_settings: LedgerSettings) -> 
     config = uvicorn.Config(
         create_app(settings, ledger_settings),
         port=free_port(),
-        http="httptools",
+        http=connection_of(settings),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_s,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,

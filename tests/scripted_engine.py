@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from tests.processes import free_port
 
@@ -63,6 +64,8 @@ class ScriptedEngine:
     bodies: list[Json] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    """Of every request that came, as it stood in its first line."""
     deadly: set[str] = field(default_factory=set)
     unloadable: set[str] = field(default_factory=set)
     """Adapters that this engine, and perhaps no other, fails to load."""
@@ -77,7 +80,7 @@ class ScriptedEngine:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=2**26)
+        app = web.Application(client_max_size=2**26, middlewares=[self._note])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
@@ -85,6 +88,7 @@ class ScriptedEngine:
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/tokenize", self._tokenize)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
@@ -103,6 +107,11 @@ class ScriptedEngine:
     async def restart(self) -> None:
         await self.stop()
         await self.start()
+
+    @web.middleware
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.targets.append(f"{request.method} {request.raw_path}")
+        return await handler(request)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.is_healthy else 503)
@@ -146,6 +155,14 @@ class ScriptedEngine:
         if self.loaded.pop(name, None) is None:
             return _error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body.get("model") not in (self.loaded.keys() | set(self.base_models)):
+            return _error(404, "NotFoundError", f"The model `{body.get('model')}` does not exist.", "model")
+        if "prompt" not in body:
+            return _error(400, "BadRequestError", "1 validation error: prompt: Field required", "prompt")
+        return web.json_response({"count": len(PROMPT_IDS), "max_model_len": CONTEXT, "tokens": PROMPT_IDS})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         if refused := self._unauthorized(request):

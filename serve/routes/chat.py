@@ -27,8 +27,20 @@ router = APIRouter(prefix="/v1", tags=["chat"])
 
 
 def documented(shape: type[BaseModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": shape.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    """For bodies that FastAPI does not read, and whose parts are therefore not among its components."""
+    schema = shape.model_json_schema()
+    content = {"application/json": {"schema": _inlined(schema, schema.get("$defs", {}))}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(part: Any, named: dict[str, Any]) -> Any:
+    if isinstance(part, list):
+        return [_inlined(each, named) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(named[part["$ref"].removeprefix("#/$defs/")], named)
+    return {name: _inlined(each, named) for name, each in part.items() if name != "$defs"}
 
 
 PATIENCE = "x-stainless-read-timeout"
@@ -124,8 +136,8 @@ def asked_of(
     )
 
 
-def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[str, Any]:
-    """The request as it was sent, once its types are known to be right. Raises Refused (400)."""
+def read(body: bytes, shape: type[BaseModel], passing: frozenset[str] | None) -> dict[str, Any]:
+    """The request as it was sent, once its types are known to be right; None passes all names. Raises Refused (400)."""
     try:
         sent = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -134,7 +146,10 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[s
         shape.model_validate(sent)
     except ValidationError as error:
         raise explain(error.errors(include_url=False)) from None
-    for name in sent:
+    asked: dict[str, Any] = sent
+    if passing is None:
+        return asked
+    for name in asked:
         if name not in passing and name not in OURS and name not in WITHOUT_EFFECT:
             shown = name[:40]
             raise Refused(
@@ -143,7 +158,6 @@ def read(body: bytes, shape: type[BaseModel], passing: frozenset[str]) -> dict[s
                 f"{shown} is not a parameter that clients may send; the operator can allow it in HEED_EXTRA_PARAMETERS",
                 shown,
             )
-    asked: dict[str, Any] = sent
     return asked
 
 
