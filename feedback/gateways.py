@@ -23,8 +23,8 @@ nothing. So whoever was just told that they lead do so for this share at least."
 # The time is Redis's, so that hosts' clocks may differ. Who has said nothing for `patience` is no more, and what it was
 # answering with goes with it. KEYS: gateways, told, lease, tokens, board, its version, serving, past.
 # ARGV: name, what it tells, patience in ms, ms below which that is renewed, 1 to lead if nobody does and 0 to leave the
-# lead to others, the version of the board it knows.
-BEAT = """
+# lead to others, the version of the board it knows. It writes little, and lets it through where memory is at its limit.
+BEAT = """#!lua flags=allow-oom
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do

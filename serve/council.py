@@ -88,6 +88,7 @@ class Council:
         except LedgerUnavailable as error:
             self._is_lost = True
             self._trouble.ill("ledger", str(error))
+            self._tell_met()
             return False
         if self._is_lost:
             self._is_lost = False
@@ -106,8 +107,7 @@ class Council:
             if led != self.token:
                 log.info("%s leads the swaps of %s (lease %d)", self._name, self.model, self.token)
             is_news |= await self._act()
-        self._met.set()
-        self._met = asyncio.Event()
+        self._tell_met()
         return is_news
 
     async def reject(self, adapter: str, reason: str) -> None:
@@ -173,6 +173,10 @@ class Council:
     def waited_for(self) -> set[str]:
         """Adapters that requests wait for, here or elsewhere."""
         return {name for telling in (*self.told.values(), self._telling()) for name in telling.waiting}
+
+    def _tell_met(self) -> None:
+        self._met.set()
+        self._met = asyncio.Event()
 
     def _telling(self) -> Telling:
         return Telling(

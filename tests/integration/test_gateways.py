@@ -19,7 +19,7 @@ from feedback.errors import LeadLost
 from feedback.gateways import Board, Telling
 from feedback.settings import LedgerSettings
 from tests.fleet import GatewayProcess, children, gateway_process, is_alive, leader_of, led_first
-from tests.gateways import RunningGateway, registered, running_gateway, until
+from tests.gateways import registered, running_gateway, until
 from tests.processes import free_port, ledger_server
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
 
