@@ -32,8 +32,9 @@ types:  ## mypy --strict
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
 	--annotation-style line --override requirements/overrides.txt pyproject.toml
 
-bench:  ## measure what a vote costs (a minute; nothing else should be running)
+bench:  ## measure what a vote and the way through the gateway cost (a quarter of an hour; nothing else should be running)
 	@$(BIN)/python -m tests.load.bench_votes
+	@$(BIN)/python -m tests.load.bench_hop
 
 SEED := 0
 KILLS := 20

@@ -2,8 +2,8 @@
 
 A voter's opinions go, or a user's completions with everybody's opinions of them; the pairs that rested on these go or
 are derived anew from what is left. What an adapter has learnt cannot be taken out of it, so those trained on such
-opinions (lineage knows them exactly, until they are erased there too) are named, and so are open jobs that have frozen
-such pairs. Erasing twice finds nothing the second time.
+opinions (lineage knows them exactly, until they are erased there too) are named, and reward models, and open jobs that
+have frozen such pairs. Erasing twice finds nothing the second time.
 
 What the archive holds of a completion goes with it. Where the archive cannot be reached that is an error, and what it
 still holds goes when erasing is asked for again, or with the next run of the archive.
@@ -26,13 +26,14 @@ AT_ONCE = 16
 
 @dataclass
 class Erased:
-    """How many votes, completions and pairs are gone, and the adapters and open jobs that learn from such pairs."""
+    """How many votes, completions and pairs are gone, and what learnt or will learn from such pairs."""
 
     votes: int = 0
     completions: int = 0
     pairs: int = 0
     adapters: list[str] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
+    reward_models: list[str] = field(default_factory=list)
 
     def __add__(self, other: "Erased") -> "Erased":
         return Erased(
@@ -41,6 +42,7 @@ class Erased:
             self.pairs + other.pairs,
             self.adapters + other.adapters,
             self.jobs + other.jobs,
+            self.reward_models + other.reward_models,
         )
 
 
@@ -104,6 +106,8 @@ async def _account(ledger: Ledger, erased: Erased, opinion_ids: Sequence[str], r
     for adapter_id in await ledger.reply(ledger.redis.zrange(ledger.keys.adapters, 0, -1)) if learnt else []:
         if (await adapters.get(ledger, adapter_id)).job in learnt:
             erased.adapters.append(adapter_id)
+    taught = [await jobs.get(ledger, job_id) for job_id in sorted(learnt)]
+    erased.reward_models += [job.reward_model for job in taught if job.reward_model]
     for job_id in await jobs.open_ids(ledger):
         # One that has frozen pairs and not yet noted their opinions will hold these, too.
         if job_id in learnt or not set(ids).isdisjoint(await jobs.frozen(ledger, job_id)):

@@ -30,7 +30,7 @@ EVENTS_KEPT = 10_000
 """A job logs about one event a second at most; this is hours of them in a few MB."""
 
 DRY_RUNS = 100
-"""More in a row than anybody asks for."""
+"""More in a row than anybody asks for, reward models included."""
 
 OWN_FIELDS = ("status", "attempts", "version", "finished")
 
@@ -100,8 +100,10 @@ end
 return tonumber(given)
 """
 
-# Ending a job frees its pairs; a success also takes them off the waiting list. `*` as token: a cancel needs no lease.
-# KEYS: job, lease, open jobs, the job's pairs, claims, waiting pairs. ARGV: token, id, status, time, record or ''.
+# Ending a job frees its pairs; an adapter that learnt them takes them off the waiting list. A cancel needs no lease:
+# its token is `*`.
+# KEYS: job, lease, open jobs, the job's pairs, claims, waiting pairs.
+# ARGV: token, id, status, time, record or '', '1' if they were learnt.
 FINISH = """
 if ARGV[1] ~= '*' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'lost' end
 local status = redis.call('HGET', KEYS[1], 'status')
@@ -113,7 +115,7 @@ redis.call('ZREM', KEYS[3], ARGV[2])
 if ARGV[1] ~= '*' then redis.call('DEL', KEYS[2]) end
 for _, pair in ipairs(redis.call('LRANGE', KEYS[4], 0, -1)) do
   if redis.call('HGET', KEYS[5], pair) == ARGV[2] then redis.call('HDEL', KEYS[5], pair) end
-  if ARGV[3] == 'succeeded' then redis.call('ZREM', KEYS[6], pair) end
+  if ARGV[6] == '1' then redis.call('ZREM', KEYS[6], pair) end
 end
 return 'ok'
 """
@@ -171,9 +173,9 @@ async def page(ledger: Ledger, after: str | None = None, limit: int = 20) -> tup
 
 
 async def newest_at(ledger: Ledger) -> float:
-    """When the newest job that was to train was created; 0 if there is none."""
+    """When the newest job that was to train an adapter was created; 0 if there is none."""
     newest, _ = await page(ledger, limit=DRY_RUNS)
-    return next((job.created for job in newest if not job.dry_run), 0.0)
+    return next((job.created for job in newest if not job.dry_run and job.method.get("type") != "reward"), 0.0)
 
 
 async def open_ids(ledger: Ledger) -> list[str]:
@@ -249,7 +251,16 @@ async def note_opinions(ledger: Ledger, job_id: str, token: str, dataset: Sequen
 
 async def number(ledger: Ledger, job_id: str, token: str) -> int:
     """The version number of the adapter this job publishes. Raises JobLeaseLost."""
-    keys = [ledger.keys.job(job_id), ledger.keys.job_lease(job_id), ledger.keys.adapter_version]
+    return await _number(ledger, job_id, token, ledger.keys.adapter_version)
+
+
+async def reward_number(ledger: Ledger, job_id: str, token: str) -> int:
+    """Of the reward model this job publishes. Raises JobLeaseLost."""
+    return await _number(ledger, job_id, token, ledger.keys.reward_version)
+
+
+async def _number(ledger: Ledger, job_id: str, token: str, counter: str) -> int:
+    keys = [ledger.keys.job(job_id), ledger.keys.job_lease(job_id), counter]
     given = await ledger.run(NUMBER, keys, [token])
     if given == "lost":
         _expect_ok("lost", job_id)
@@ -258,7 +269,8 @@ async def number(ledger: Ledger, job_id: str, token: str) -> int:
 
 async def finish(ledger: Ledger, job: Job, token: str, status: Literal["succeeded", "failed"]) -> Job:
     """End the job. Raises JobLeaseLost, JobFinished."""
-    _expect_ok(await _finish(ledger, job.id, token, status, _text(job)), job.id)
+    is_learnt = status == "succeeded" and job.method.get("type") != "reward"
+    _expect_ok(await _finish(ledger, job.id, token, status, _text(job), is_learnt=is_learnt), job.id)
     return await get(ledger, job.id)
 
 
@@ -314,7 +326,7 @@ async def events(ledger: Ledger, job_id: str, after: str | None = None, limit: i
     return told[start : start + limit], len(told) > start + limit
 
 
-async def _finish(ledger: Ledger, job_id: str, token: str, status: str, record: str) -> Any:
+async def _finish(ledger: Ledger, job_id: str, token: str, status: str, record: str, *, is_learnt: bool = False) -> Any:
     keys = [
         ledger.keys.job(job_id),
         ledger.keys.job_lease(job_id),
@@ -323,7 +335,7 @@ async def _finish(ledger: Ledger, job_id: str, token: str, status: str, record: 
         ledger.keys.pair_claims,
         ledger.keys.pairs_waiting,
     ]
-    return await ledger.run(FINISH, keys, [token, job_id, status, ledger.clock(), record])
+    return await ledger.run(FINISH, keys, [token, job_id, status, ledger.clock(), record, int(is_learnt)])
 
 
 def _text(job: Job) -> str:

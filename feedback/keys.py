@@ -50,7 +50,8 @@ jobs, jobs:open            zset    kept; while open       jobs                  
 adapter:ID                 hash    kept                   adapters                    adapters
 adapter:ID:history         list    kept                   adapters                    adapters
 adapters                   zset    kept                   adapters                    adapters
-adapters:version           string  kept (a counter)       adapters.next_version       adapters
+adapters:version           string  kept (a counter)       jobs.number                 jobs
+rewards:version            string  kept (a counter)       jobs.reward_number          jobs
 serving, serving:past      hash, list  kept               adapters                    hot swap
 gateways                   zset    as long as they live   gateways.beat (until when)  gateways.beat
 gateways:told              hash    as gateways            gateways.beat               gateways.beat
@@ -274,6 +275,10 @@ class Keys:
     @property
     def adapter_version(self) -> str:
         return self._key("adapters:version")
+
+    @property
+    def reward_version(self) -> str:
+        return self._key("rewards:version")
 
     def idempotency(self, key_digest: str) -> str:
         return self._key(f"idempotency:{key_digest}")

@@ -1,17 +1,18 @@
 """Methods: what a job can learn by, and whether the votes are enough for it.
 
 `dpo` and `supervised` are OpenAI's names. It has none for learning from single ratings, so `unpaired` is TRL's word.
+`reward` trains no adapter but a reward model, which judges answers.
 """
 
 from collections import Counter
-from typing import Literal, get_args
+from typing import get_args
 
 from feedback import tally
 from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
+from feedback.records import Method
 from feedback.settings import LedgerSettings
 
-Method = Literal["dpo", "unpaired", "supervised"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BY_ITSELF: tuple[Method, ...] = ("dpo", "unpaired")
 """What a job that names no method learns by: the first for which the votes are enough."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from feedback import methods, pairs, tally
 from feedback.connection import Ledger
-from feedback.methods import Method
+from feedback.records import Method
 
 SETTLE_WITHIN_S = 1.0
 """Somebody waits for a preview: prompts that are not settled by then are told as `unsettled` instead."""

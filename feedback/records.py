@@ -16,6 +16,7 @@ Rating = Literal["up", "down"]
 Source = Literal["preference", "comparison", "correction", "thumbs"]
 Preferred = Literal["a", "b", "tie", "both_bad"]
 Split = Literal["train", "held_out"]
+Method = Literal["dpo", "unpaired", "supervised", "reward"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 AdapterState = Literal["candidate", "canary", "live", "retired", "rejected"]
 VoterState = Literal["active", "quarantined", "released", "banned"]
@@ -296,13 +297,14 @@ class Job(Record):
     finished: float | None = None
     status: JobStatus = "queued"
     attempts: int = Field(0, description="How many times a worker has claimed it.")
-    version: int | None = Field(None, description="Number of the adapter it will publish; given once.")
+    version: int | None = Field(None, description="Number of what it will publish; given once.")
     dataset_digest: str | None = None
     pairs: int = 0
     held_out: int = 0
     rows: int = Field(0, description="Trained on in one pass; a lesson drawn twice counts twice.")
     trained_tokens: int | None = None
     adapter: str | None = None
+    reward_model: str | None = Field(None, description="What a job of method `reward` made instead: a folder's name.")
     error: JobError | None = None
     dry_run: bool = Field(False, description="It plans, and neither freezes nor trains.")
     plan: dict[str, Any] | None = Field(None, description="What a dry run found: data, settings, cost, triggers.")

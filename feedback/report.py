@@ -6,6 +6,7 @@ counting everything afresh (`recount`, `heed check`) gives the same numbers.
 
 Counters, besides those of voters:
     votes NAME, ups NAME        thumbs on answers of an adapter
+    picked NAME, picked_ups NAME    thumbs on answers that a reward model picked among several of it: another policy
     beat WINNER LOSER           choices between answers of two adapters
     tied ONE OTHER              ties of comparisons, names in order; a refusal of both is one too
     side a, side b              sides taken in comparisons
@@ -138,16 +139,24 @@ def total(parts: Iterable[Part]) -> Part:
 def _names(opinion: Opinion, asked: Mapping[str, Completion]) -> list[str]:
     """The counters that an opinion moves by one."""
     if isinstance(opinion, Vote):
-        return [f"votes {opinion.model}"] + [f"ups {opinion.model}"] * (opinion.rating == "up")
+        answered = asked.get(opinion.completion_id)
+        of, ups = ("picked", "picked_ups") if answered and _is_picked(answered) else ("votes", "ups")
+        return [f"{of} {opinion.model}"] + [f"{ups} {opinion.model}"] * (opinion.rating == "up")
     if isinstance(opinion, Preference):
         both = [asked.get(ref.completion_id) for ref in (opinion.chosen, opinion.rejected)]
         winner, loser = both
-        return [_beat(winner.adapter, loser.adapter)] if winner and loser else []
+        if not winner or not loser or _is_picked(winner) or _is_picked(loser):
+            return []
+        return [_beat(winner.adapter, loser.adapter)]
     models = opinion.model_a, opinion.model_b
     if opinion.preferred in ("tie", "both_bad"):
         return [f"neither {opinion.preferred}", "tied " + " ".join(sorted(models))]
     winner_model, loser_model = models if opinion.preferred == "a" else models[::-1]
     return [f"side {opinion.preferred}", _beat(winner_model, loser_model)]
+
+
+def _is_picked(answered: Completion) -> bool:
+    return answered.best_of is not None and answered.best_of.compared > 1
 
 
 def is_honeypot(opinion: Opinion, asked: Mapping[str, Completion], comparisons: Mapping[str, Comparison]) -> bool:

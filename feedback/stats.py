@@ -24,6 +24,9 @@ Json = dict[str, Any]
 SETTLE_WITHIN_S = 0.05
 """A look at the report costs under 100 ms, however many votes have just come in; what it leaves is told."""
 
+ADAPTERS = ("votes", "picked", "beat", "tied")
+"""Counters that are of adapters (feedback/report.py)."""
+
 RANKED = 7
 """The newest versions, whose win rates are told: with the base they took 26 to 42 ms of CPU, twice as many 131."""
 
@@ -78,6 +81,7 @@ def _version(name: str, counts: dict[str, int], wins: Strength | None, wait_s: f
         "id": name,
         "votes": n,
         "up_rate": _share(counts.get(f"ups {name}", 0), n),
+        "best_of_up_rate": _share(counts.get(f"picked_ups {name}", 0), counts.get(f"picked {name}", 0)),
         "win_rate": asdict(wins) if wins else {**_share(0, 0), "against": None},
         "vote_to_live_s": wait_s,
     }
@@ -85,7 +89,7 @@ def _version(name: str, counts: dict[str, int], wins: Strength | None, wait_s: f
 
 def _versions(counts: dict[str, int], live: dict[str, float]) -> list[str]:
     """Whatever was voted on or went live; newest first, the base last."""
-    named = {part for name in counts for part in name.split(" ")[1:] if name.split(" ")[0] in ("votes", "beat", "tied")}
+    named = {part for name in counts for part in name.split(" ")[1:] if name.split(" ")[0] in ADAPTERS}
     return sorted(named | live.keys(), key=lambda name: (-_number(name), name))
 
 

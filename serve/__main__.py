@@ -58,6 +58,7 @@ def answer(settings: GatewaySettings, asked: argparse.Namespace) -> None:
         http="httptools",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address
         log_config=None,
     )
     go = app.state.gateway.hotswap.go

@@ -84,7 +84,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the job; default: one of its own.")] = None,
     method: Annotated[
-        str, typer.Option(help="dpo, unpaired or supervised; default: dpo, or unpaired where pairs are too few.")
+        str, typer.Option(help="dpo, unpaired, supervised or reward; default: dpo, or unpaired where pairs are few.")
     ] = "",
     follow: Annotated[bool, typer.Option(help="Show its progress until it ends.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; train nothing.")] = False,
@@ -119,9 +119,8 @@ def jobs(model: Model = "heed", cancel: Annotated[str, typer.Option(help="Cancel
     table = Table(_whole("job"), "created", "status", "pairs", _whole("adapter"), box=None)
     for job in client.get("/fine_tuning/jobs", model=model)["data"]:
         error = f": {job['error']['message']}" if job["error"] else ""
-        table.add_row(
-            job["id"], when(job["created_at"]), job["status"] + error, str(job["pairs"]), job["fine_tuned_model"]
-        )
+        made = job["fine_tuned_model"] or job["reward_model"]
+        table.add_row(job["id"], when(job["created_at"]), job["status"] + error, str(job["pairs"]), made)
     console.print(table)
 
 

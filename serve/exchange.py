@@ -15,6 +15,7 @@ from feedback.errors import UploadInvalid
 from feedback.formats import RowRefused, messages, parse, read_preference
 from feedback.imports import Report, Source, lines
 from feedback.texts import text_of
+from serve import hub
 from serve.client import CallFailed, CallRefused, Client
 
 ExportFormat = Literal["trl", "openai", "kto", "parquet"]
@@ -36,23 +37,17 @@ def export(client: Client, format: ExportFormat, out: Path, model: str, console:
 def push(client: Client, name: str, model: str, console: Console) -> None:
     """To a private dataset, as one Parquet file that `datasets.load_dataset` finds. Raises CallFailed."""
     _expect("huggingface_hub")
-    from httpx2 import HTTPError  # what the Hub's client speaks through
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.parquet"
         rows = _fetch(client, "parquet", file, model, console)
-        try:
-            hub.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
-            where = hub.upload_file(
+        with hub.reached(name) as api:
+            api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+            where = api.upload_file(
                 path_or_fileobj=file,
                 path_in_repo="data/train-00000-of-00001.parquet",
                 repo_id=name,
                 repo_type="dataset",
             )
-        except (HTTPError, OSError, ValueError) as error:
-            raise CallFailed(f"the Hub did not take {name}: {error}") from error
     console.print(f"{rows} rows are at {where}", markup=False, soft_wrap=True)
 
 

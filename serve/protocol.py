@@ -248,12 +248,14 @@ class Preferential(Body):
 
 
 class Method(Body):
-    """OpenAI's `dpo` and `supervised`, and in their shape `unpaired`, which learns from lone thumbs."""
+    """OpenAI's `dpo` and `supervised`, and in their shape `unpaired`, which learns from lone thumbs, and `reward`,
+    which trains a reward model on the pairs."""
 
     type: str
     dpo: Preferential | None = None
     supervised: Supervised | None = None
     unpaired: Preferential | None = None
+    reward: Supervised | None = None
     reinforcement: dict[str, Any] | None = None
 
 

@@ -28,15 +28,20 @@ class Transcript:
         self._kept: list[bytes] = []
 
     def feed(self, received: bytes) -> bytes:
-        received = self._rest + received
-        end = received.rfind(b"\n\n")
-        if end < 0:
-            self._rest = received
-            return b""
-        whole, self._rest = received[: end + 2], received[end + 2 :]
+        if self._rest:
+            received = self._rest + received
+        if received.endswith(b"\n\n"):  # as engines send them, whole
+            whole, self._rest = received, b""
+        else:
+            end = received.rfind(b"\n\n") + 2
+            if end < 2:
+                self._rest = received
+                return b""
+            whole, self._rest = received[:end], received[end:]
         self._kept.append(whole)
-        if any(mark in whole for mark in MARKS):
-            return b"".join(event + b"\n\n" for event in whole.split(b"\n\n")[:-1] if self._passes(event))
+        for mark in MARKS:  # any() costs more than what it looks at
+            if mark in whole:
+                return b"".join(event + b"\n\n" for event in whole.split(b"\n\n")[:-1] if self._passes(event))
         return b"" if self.failure else whole
 
     def _passes(self, event: bytes) -> bool:

@@ -12,11 +12,15 @@ Json = dict[str, Any]
 
 def versions_table(stats: Json) -> Table:
     table = Table("adapter", "votes", "up-rate", "win rate", "against", "vote to live", box=None)
+    has_picked = any(one["best_of_up_rate"]["of"] for one in stats["versions"])
+    if has_picked:
+        table.add_column("up-rate, best of n")
     for one in stats["versions"]:
         name = f"{one['id']} (live)" if one["id"] == stats["serving"]["live"] else one["id"]
         wins = one["win_rate"]
         wait = _duration(one["vote_to_live_s"])
-        table.add_row(name, str(one["votes"]), share(one["up_rate"]), share(wins), wins["against"] or "-", wait)
+        cells = [name, str(one["votes"]), share(one["up_rate"]), share(wins), wins["against"] or "-", wait]
+        table.add_row(*cells, *([share(one["best_of_up_rate"])] if has_picked else []))
     return table
 
 

@@ -85,8 +85,11 @@ async def taught(ledger: Ledger, prompts: int = MANY, *, is_paired: bool = True)
             await votes.cast(ledger, completion_id=completion.id, choice=1, rating="down", voter="ann")
 
 
-async def asked_for(ledger: Ledger, seed: int = 0, dry_run: bool = False) -> Job:
-    job = Job(id=new_id("ftjob"), served_model=ledger.model, seed=seed, dry_run=dry_run, created=time.time())
+async def asked_for(ledger: Ledger, seed: int = 0, dry_run: bool = False, method: str = "") -> Job:
+    asked = {"type": method} if method else {}
+    job = Job(
+        id=new_id("ftjob"), served_model=ledger.model, method=asked, seed=seed, dry_run=dry_run, created=time.time()
+    )
     return await jobs.create(ledger, job)
 
 

@@ -32,6 +32,10 @@ ReportTo = Annotated[
     str | None,
     typer.Option(envvar="HEED_REPORT_TO", help="tensorboard, trackio, mlflow, wandb, or several"),
 ]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"] | None,
+    typer.Option(envvar="HEED_PRECISION", help="What is computed in; auto: what is faster on this machine"),
+]
 Qlora = Annotated[
     bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
 ]
@@ -92,6 +96,7 @@ def dpo(
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
     qlora: Qlora = None,
+    precision: Precision = None,
     references: References = None,
     references_most: int | None = None,
     report_to: ReportTo = None,
@@ -117,6 +122,7 @@ def unpaired(
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
     qlora: Qlora = None,
+    precision: Precision = None,
     references: References = None,
     references_most: int | None = None,
     report_to: ReportTo = None,
@@ -141,6 +147,7 @@ def supervised(
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
     qlora: Qlora = None,
+    precision: Precision = None,
     report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
@@ -162,11 +169,31 @@ def reward(
     seed: int | None = None,
     max_length: int | None = None,
     checkpoint_steps: int | None = None,
+    precision: Precision = None,
     report_to: ReportTo = None,
     progress: Style = None,
 ) -> None:
     """Train a model that judges answers, on pairs. Exit codes as of dpo."""
     _train("reward", locals())
+
+
+@app.command()
+def appraise(
+    base: Base,
+    reward: Annotated[Path, typer.Option(help="The reward model's folder")],
+    heldout: Annotated[Path, typer.Option(help="JSONL of pairs that were not trained on")],
+    progress: Style = None,
+) -> None:
+    """Count how often a reward model prefers what people preferred."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer.reward import appraise
+
+        right, pairs = appraise(base, reward, heldout)
+        reporter.emit("done", right=right, pairs=pairs)
+        return 0
+
+    _run(recipe, "appraise", progress, base)
 
 
 @app.command()

@@ -82,7 +82,7 @@ async def _work(work: Work) -> Outcome:
             work.is_ending = True
             await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
             return "succeeded"
-        adapter = await stages.run(work)
+        made = await stages.run(work)
     except (TooFewPairs, TrainingFileUnknown, GuardsInvalid) as refusal:
         code, message = HOPELESS[type(refusal)], str(refusal)
     except (RecipeFailed, PublishedOtherwise, OSError) as failure:
@@ -96,8 +96,9 @@ async def _work(work: Work) -> Outcome:
         seconds = work.ledger.clock() - (work.job.started or work.job.created)
         work.is_ending = True
         done = await work.patiently(lambda: jobs.finish(work.ledger, work.job, work.token, "succeeded"))
-        data = {"stage": "job", "seconds": round(seconds, 3), "adapter": done.adapter}
-        await work.tell(f"Job succeeded in {seconds:.0f} s with {done.adapter}, {adapter.state}", data=data)
+        data = {"stage": "job", "seconds": round(seconds, 3)}
+        data |= {"adapter": done.adapter} if done.adapter else {"reward_model": done.reward_model}
+        await work.tell(f"Job succeeded in {seconds:.0f} s with {made}", data=data)
         work.tidy()
         return "succeeded"
     if code not in HOPELESS.values() and job.attempts < most:

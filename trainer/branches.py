@@ -42,7 +42,7 @@ class BranchingTrainer(DPOTrainer):
         TRL takes the adapter off and puts it on again for each batch, and asks what kind of model it has: two thirds of
         the time of a pass over the pocket model's pairs, one by one.
         """
-        with self.model.disable_adapter(), torch.no_grad():
+        with self.model.disable_adapter(), torch.no_grad(), self.accelerator.autocast():
             self._is_reference = True
             try:
                 yield

@@ -14,8 +14,7 @@ from typing import Any, Literal
 from rapidfuzz.distance import Levenshtein
 
 from feedback.errors import TooFewPairs
-from feedback.methods import Method
-from feedback.records import Completion, Message, Pair, Source, Split, canonical, digest
+from feedback.records import Completion, Message, Method, Pair, Source, Split, canonical, digest
 from feedback.texts import Fault, fault_of, text_of
 from trainer.files import write_whole
 from trainer.sampling import Least
@@ -94,7 +93,7 @@ class Dataset:
         if isinstance(lesson, Thumb):
             return [self._rated(lesson, lesson.completion, lesson.label)]
         match self.method:
-            case "dpo":
+            case "dpo" | "reward":
                 return [self._pair(lesson)]
             case "supervised":
                 return [self._asked(lesson) | {"completion": [_plain(lesson.chosen)]}]
@@ -199,7 +198,7 @@ def refuse_too_few(dataset: Dataset, least: Least) -> None:
     """Raises TooFewPairs."""
     train, held_out = dataset.size
     if train < least.train or held_out < least.held_out:
-        what = {"dpo": "pairs", "unpaired": "pairs and thumbs", "supervised": "corrections"}[dataset.method]
+        what = {"unpaired": "pairs and thumbs", "supervised": "corrections"}.get(dataset.method, "pairs")
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items()))
         raise TooFewPairs(
             f"{train} {what} to train on and {held_out} held out are left after dropping what cannot teach "

@@ -1,8 +1,8 @@
 """Device: how a run uses what it runs on, decided before it starts.
 
-On a CPU: fp32, nothing computed twice. On a GPU: bfloat16, FlashAttention where its kernels are installed, batches of
-like lengths, and checkpointing or smaller parts only where memory asks for it. `accelerate launch -m trainer dpo …`
-spreads a batch over several GPUs.
+On a CPU: nothing computed twice, and in the precision that is faster there (trainer/precision.py). On a GPU: bfloat16,
+FlashAttention where its kernels are installed, batches of like lengths, and checkpointing or smaller parts only where
+memory asks for it. `accelerate launch -m trainer dpo …` spreads a batch over several GPUs.
 """
 
 import importlib.util
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from trainer import memory
+from trainer import memory, precision
+from trainer.precision import Precision
 from trainer.progress import RecipeRefused
 from trainer.weights import base_config
 
@@ -24,17 +25,18 @@ class Plan:
     is_on_gpu: bool
     pairs_at_once: int
     """On each device."""
+    precision: Precision
     accumulation: int = 1
     is_checkpointed: bool = False
     is_quantised: bool = False
     attention: str = "sdpa"
 
     def arguments(self) -> dict[str, Any]:
-        """For TRL's configs, whose defaults are for big GPUs: bfloat16 and checkpointing cost a CPU half its speed."""
+        """For TRL's configs, whose defaults are for big GPUs."""
         return {
             "per_device_train_batch_size": self.pairs_at_once,
             "gradient_accumulation_steps": self.accumulation,
-            "bf16": self.is_on_gpu,
+            "bf16": self.precision == "bf16",
             "gradient_checkpointing": self.is_checkpointed,
             "use_cpu": not self.is_on_gpu,
             "dataloader_pin_memory": self.is_on_gpu,
@@ -42,8 +44,12 @@ class Plan:
 
     def load(self, base: str) -> Any:
         if not self.is_quantised:
-            dtype = torch.bfloat16 if self.is_on_gpu else torch.float32
-            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=self.attention)
+            is_whole = self.is_on_gpu and self.precision == "bf16"
+            dtype = torch.bfloat16 if is_whole else torch.float32
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=self.attention)
+            if self.precision == "bf16" and not is_whole:
+                precision.round_linears(model)
+            return model
         from transformers import BitsAndBytesConfig
 
         nf4 = BitsAndBytesConfig(
@@ -61,35 +67,44 @@ class Plan:
         )
 
 
-def plan(base: str, *, batch: int, length: int, rank: int, qlora: bool) -> Plan:
+def plan(base: str, *, batch: int, length: int, rank: int, qlora: bool, computed_in: Precision) -> Plan:
     """Raises RecipeRefused where the run cannot fit, or where QLoRA or a batch cannot be had as asked."""
     share = _share(batch, int(os.environ.get("WORLD_SIZE", "1")))
     if not torch.cuda.is_available():
         if qlora:
             raise RecipeRefused(
                 "--qlora must have an NVIDIA GPU: its 4-bit arithmetic is CUDA's. This machine has none. "
-                "Leave --qlora away; on a CPU the base is trained on in fp32."
+                f"Leave --qlora away; on this CPU the base is trained on in {computed_in}."
             )
-        return Plan(is_on_gpu=False, pairs_at_once=share)
+        return Plan(is_on_gpu=False, pairs_at_once=share, precision=computed_in)
+    if qlora and computed_in == "fp32":
+        raise RecipeRefused(
+            "--precision must be bf16 or auto with --qlora, whose 4-bit weights are computed with in bfloat16. "
+            "It is fp32. Leave one of them away."
+        )
     if qlora and not _has("bitsandbytes"):
         raise RecipeRefused(
             "--qlora must have the package bitsandbytes, which is not installed. "
             "`pip install bitsandbytes` does that; without --qlora the base is held in bfloat16."
         )
     free, _ = torch.cuda.mem_get_info()
-    return on_gpu(base_config(base), free, share=share, length=length, rank=rank, qlora=qlora)
+    return on_gpu(base_config(base), free, share=share, length=length, rank=rank, qlora=qlora, computed_in=computed_in)
 
 
-def on_gpu(config: Mapping[str, Any], free: int, *, share: int, length: int, rank: int, qlora: bool) -> Plan:
+def on_gpu(
+    config: Mapping[str, Any], free: int, *, share: int, length: int, rank: int, qlora: bool, computed_in: Precision
+) -> Plan:
     """What is decided from numbers alone."""
-    fitted = memory.fit(config, free, rank=rank, batch=share, length=length, is_quantised=qlora)
+    width = memory.BFLOAT if computed_in == "bf16" else memory.FLOAT
+    fitted = memory.fit(config, free, rank=rank, batch=share, length=length, width=width, is_quantised=qlora)
     return Plan(
         is_on_gpu=True,
         pairs_at_once=fitted.pairs_at_once,
+        precision=computed_in,
         accumulation=fitted.accumulation,
         is_checkpointed=fitted.is_checkpointed,
         is_quantised=qlora,
-        attention=_fastest_attention(),
+        attention=_fastest_attention() if computed_in == "bf16" else "sdpa",
     )
 
 

@@ -42,10 +42,15 @@ REAL_SUPERVISED: Final[Hyperparameters] = {
     "epochs": 1.0, "batch_size": 8, "learning_rate": 2e-4, "lora_rank": 16, "max_length": 2048
 }  # fmt: skip
 
+TINY_REWARD: Final[Hyperparameters] = TINY_SUPERVISED
+# TRL's own default for reward models (RewardConfig), one pass: they overfit in the second (InstructGPT, appendix C.2).
+REAL_REWARD: Final[Hyperparameters] = REAL_SUPERVISED | {"learning_rate": 1e-4}
+
 BY_METHOD: Final = {
     "dpo": (TINY, REAL),
     "unpaired": (TINY_UNPAIRED, REAL_UNPAIRED),
     "supervised": (TINY_SUPERVISED, REAL_SUPERVISED),
+    "reward": (TINY_REWARD, REAL_REWARD),
 }
 
 # Pairs that come after a round until its own count half. The pocket model's crowds turn from one taste to another

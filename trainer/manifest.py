@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from feedback.records import Method
 from trainer.files import write_whole
 
 PACKAGES = (
@@ -26,6 +27,8 @@ PACKAGES = (
     "transformers",
     "trl",
 )
+REWARD = "reward.json"
+"""In a reward model's folder: what it was made from."""
 WHOLE_BYTES = 64 * 2**20
 """Larger files of a base are known by size and ends: hashing 16 GB would cost a job half a minute."""
 
@@ -44,7 +47,7 @@ class Frozen(BaseModel):
     """
 
     digest: str
-    method: Literal["dpo", "unpaired", "supervised"] = "dpo"
+    method: Method = "dpo"
     file: str | None = Field(None, description="The uploaded file that it was read from; none for the ledger.")
     file_sha256: str | None = None
     pairs: list[str]
@@ -58,6 +61,15 @@ class Frozen(BaseModel):
     votes: int = 0
     voters: int = 0
     voted: float | None = Field(None, description="When the median new pair was voted; none if all were replayed.")
+
+
+class Computing(BaseModel):
+    """How the recipe was told to compute. `precision` is what auto came to, once the recipe has said so: a checkpoint
+    in the one is none in the other, and the job may be taken up on another machine."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    qlora: bool = False
+    report_to: str = ""
 
 
 class Checkpoint(BaseModel):
@@ -77,6 +89,7 @@ class Manifest(BaseModel):
     half_life_pairs: float | None = Field(None, description="By which its pairs were drawn; none for a warm start.")
     hyperparameters: dict[str, int | float]
     seed: int
+    computing: Computing = Field(default_factory=Computing)
     versions: dict[str, str]
     machine: str = Field(default_factory=platform.platform)
     checkpoints: list[Checkpoint] = Field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import Any
 from trainer.progress import RecipeRefused
 from trainer.weights import expected_shapes
 
-BFLOAT = 2
+BFLOAT, FLOAT = 2, 4
 # NF4 with its scales, embeddings and norms left in bfloat16: 0.6 to 0.7 in practice.
 NF4 = 0.65
 # Of each LoRA weight in fp32: itself, its gradient, and Adam's two moments.
@@ -40,22 +40,38 @@ def parameters(config: Mapping[str, Any]) -> int:
 
 
 def needed(
-    config: Mapping[str, Any], *, rank: int, pairs: int, length: int, is_checkpointed: bool, is_quantised: bool = False
+    config: Mapping[str, Any],
+    *,
+    rank: int,
+    pairs: int,
+    length: int,
+    is_checkpointed: bool,
+    width: int = BFLOAT,
+    is_quantised: bool = False,
 ) -> int:
-    """Bytes for steps of this many pairs, each two rows of this many tokens.
+    """Bytes for steps of this many pairs, each two rows of this many tokens, in numbers of `width` bytes.
 
     No term for logits: TRL's LM head never holds them (with 152k words they would take 1.2 GB for each pair).
     """
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     trained = sum(rank * (wide_out + wide_in) for wide_out, wide_in in _linears(config))
-    kept = CONTEXT + parameters(config) * (NF4 if is_quantised else BFLOAT) + TRAINED * trained
-    of_layer = BFLOAT * (3 * inner + 8 * hidden)
+    kept = CONTEXT + parameters(config) * (NF4 if is_quantised else width) + TRAINED * trained
+    of_layer = width * (3 * inner + 8 * hidden)
     # With checkpointing: each layer's input, and one layer's inside while it is computed again.
-    of_token = BFLOAT * hidden * layers + of_layer if is_checkpointed else of_layer * layers
+    of_token = width * hidden * layers + of_layer if is_checkpointed else of_layer * layers
     return int(kept + 2 * pairs * length * of_token)
 
 
-def fit(config: Mapping[str, Any], free: int, *, rank: int, batch: int, length: int, is_quantised: bool = False) -> Fit:
+def fit(
+    config: Mapping[str, Any],
+    free: int,
+    *,
+    rank: int,
+    batch: int,
+    length: int,
+    width: int = BFLOAT,
+    is_quantised: bool = False,
+) -> Fit:
     """The fastest way that fits: the whole batch without checkpointing, then with it, then in smaller parts.
 
     Raises RecipeRefused when not even one pair fits.
@@ -67,6 +83,7 @@ def fit(config: Mapping[str, Any], free: int, *, rank: int, batch: int, length: 
             pairs=pairs,
             length=length,
             is_checkpointed=is_checkpointed,
+            width=width,
             is_quantised=is_quantised,
         )
         if least <= USABLE * free:

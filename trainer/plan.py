@@ -10,7 +10,7 @@ from feedback import adapters
 from feedback.errors import AdapterUnknown
 from trainer import cost, dataset, hyperparameters, manifest, schedule, sources
 from trainer.dataset import Dataset
-from trainer.manifest import Base, Frozen, Manifest
+from trainer.manifest import Base, Computing, Frozen, Manifest
 from trainer.work import Work
 
 
@@ -65,6 +65,7 @@ async def rehearse(work: Work) -> None:
         "parent": known.parent,
         "start": known.start,
         "hyperparameters": known.hyperparameters,
+        "computing": known.computing.model_dump(),
         "cost": expected.model_dump(),
         "triggers": [asdict(each) for each in triggers],
     }
@@ -84,6 +85,7 @@ async def gather(work: Work) -> tuple[Base, int, Dataset, Frozen]:
 
 async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
     parent = await _live(work, base.revision)
+    is_warm = work.settings.start == "warm" and frozen.method != "reward"
     return Manifest(
         job=work.job.id,
         served_model=work.ledger.model,
@@ -91,10 +93,13 @@ async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
         dataset=frozen,
         base=base,
         parent=parent,
-        start=parent if work.settings.start == "warm" else None,
-        half_life_pairs=None if work.settings.start == "warm" else hyperparameters.half_life(width, work.settings),
+        start=parent if is_warm else None,
+        half_life_pairs=None if is_warm else hyperparameters.half_life(width, work.settings),
         hyperparameters=hyperparameters.choose(width, work.settings, work.job, frozen.method),
         seed=work.job.seed,
+        computing=Computing(
+            precision=work.settings.precision, qlora=work.settings.qlora, report_to=work.settings.report_to
+        ),
         versions=manifest.versions(),
     )
 

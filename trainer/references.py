@@ -1,7 +1,7 @@
 """References: what the base says of the answers a recipe trains on, kept from one job to the next.
 
 A job that retrains from the base reads mostly rows that the job before it read, and the base does not change, so only
-new rows are scored. There is a file for each base, kind of arithmetic and version of the libraries; in it a number for
+new rows are scored. There is a file for each base, precision and version of the libraries; in it a number for
 each answer under the digest of the row's token ids, which follow from texts, tokenizer and chat template. It holds no
 text and nothing from which one could be had, so an erasure need not look in here.
 
@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from trainer import manifest
 from trainer.files import write_whole
+from trainer.precision import Precision
 from trainer.rows import is_answer
 
 FILES = 4
@@ -34,10 +35,10 @@ Scores = list[float]
 class References:
     """`most` rows are remembered of a base, those that were read last."""
 
-    def __init__(self, folder: Path, base: str, most: int) -> None:
-        kind = "bfloat16" if torch.cuda.is_available() else "float32"
+    def __init__(self, folder: Path, base: str, precision: Precision, most: int) -> None:
+        where = "cuda" if torch.cuda.is_available() else "cpu"
         libraries = [version(name) for name in ("torch", "transformers", "trl")]
-        named = json.dumps([manifest.describe_base(base).revision, kind, *libraries])
+        named = json.dumps([manifest.describe_base(base).revision, where, precision, *libraries])
         self._file = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.json"
         self._most = most
 

@@ -21,7 +21,8 @@ async def release(work: Work, known: Manifest, verdict: Verdict) -> Adapter:
     version = await work.patiently(lambda: jobs.number(work.ledger, work.job.id, work.token))
     async with work.stage(known, "publish"):
         source, shelf = work.folder / ("adapter" if verdict.eta == 1 else "scaled"), work.settings.adapters
-        adapter_id, digest = await asyncio.to_thread(publish, source, shelf, work.ledger.model, version)
+        adapter_id, digest = await asyncio.to_thread(publish, source, shelf, f"{work.ledger.model}-v{version}")
+        assert adapter_id == Adapter.id_of(work.ledger.model, version, digest)
         known.adapter = adapter_id
     adapter = Adapter(
         id=adapter_id,

@@ -22,7 +22,6 @@ from trainer.progress import RecipeRefused, Reporter
 from trainer.rows import Row
 from trainer.training import Recipe, Run
 
-MANIFEST = "reward.json"
 HEAD = "score"
 SIDES = ("chosen", "rejected")
 AT_ONCE = 16
@@ -77,7 +76,7 @@ def write_reward_model(run: Run, trainer: Any) -> None:
         "hyperparameters": asdict(run.settings),
         "versions": manifest.versions(),
     }
-    about = {MANIFEST: json.dumps(made_from, indent=2, sort_keys=True).encode() + b"\n"}
+    about = {manifest.REWARD: json.dumps(made_from, indent=2, sort_keys=True).encode() + b"\n"}
     weights.write_adapter(run.out, tensors, _adapter_config(run), about)
 
 
@@ -87,11 +86,23 @@ def score(base: str, reward_dir: Path, rows: Sequence[Row]) -> list[float]:
     return found
 
 
+def appraise(base: str, folder: Path, held_out: Path) -> tuple[int, int]:
+    """Of how many pairs that it was not trained on the chosen answer scores higher, and how many there are.
+
+    One that does not fit the base is in neither. Raises RecipeRefused.
+    """
+    tokenizer, scorer = AutoTokenizer.from_pretrained(base), Scorer(base, folder)
+    pairs = [row for row in rows.read(held_out, SIDES) if rows.fit([row], SIDES, tokenizer, scorer.longest).rows]
+    asked = [{**row, "completion": row[side]} for row in pairs for side in SIDES]
+    scores = scorer.score(asked)
+    return sum(scores[at] > scores[at + 1] for at in range(0, len(scores), 2)), len(pairs)
+
+
 class Scorer:
     """A reward model in memory. Raises RecipeRefused for one that belongs to another base."""
 
     def __init__(self, base: str, folder: Path) -> None:
-        made_from = json.loads((folder / MANIFEST).read_bytes())
+        made_from = json.loads((folder / manifest.REWARD).read_bytes())
         if made_from["base_revision"] != (revision := manifest.describe_base(base).revision):
             raise RecipeRefused(
                 f"the reward model must be of this base. {folder} was trained on {made_from['base_revision'][:12]} and "
@@ -102,7 +113,7 @@ class Scorer:
         model = _classifier(base)
         model.config.get_text_config().pad_token_id = self._pad = self._tokenizer.pad_token_id or 0
         self._model = PeftModel.from_pretrained(model, str(folder)).to(self._device).eval()
-        self._longest = int(made_from["hyperparameters"]["max_length"])
+        self.longest = int(made_from["hyperparameters"]["max_length"])
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score(self, answered: Sequence[Row]) -> list[float]:
@@ -113,7 +124,7 @@ class Scorer:
         """
         encoded: list[list[int]] = []
         for row in answered:
-            fitted = rows.fit([row], ("completion",), self._tokenizer, self._longest)
+            fitted = rows.fit([row], ("completion",), self._tokenizer, self.longest)
             if not fitted.rows:
                 raise RecipeRefused(f"the row cannot be scored: {', '.join(fitted.dropped)}")
             encoded.append(fitted.rows[0]["prompt_ids"] + fitted.rows[0]["completion_ids"])

@@ -140,6 +140,15 @@ class WorkshopSettings(BaseSettings):
     epochs: float | None = Field(None, gt=0, description="Passes over the pairs; without it, by the size of the base.")
     batch_size: int | None = Field(None, gt=0, description="Pairs in a step; without it, by the size of the base.")
     learning_rate: float | None = Field(None, gt=0, description="Peak rate; without it, by the size of the base.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="What training computes in. auto: bf16 on a GPU, and on a CPU with AMX for a base larger than the "
+        "pocket model, as it takes half the time there; else fp32.",
+    )
+    qlora: bool = Field(False, description="Hold the base in 4 bits while training: slower, for a GPU that is small.")
+    report_to: str = Field(
+        "", description="tensorboard, trackio, mlflow, wandb, or several with commas; none: metrics are job events."
+    )
     checkpoint_steps: int = Field(20, ge=1, description="Steps between checkpoints: what a crash costs at most.")
     nice: int = Field(
         10, ge=0, le=19, description="Priority of the training process: on shared cores answers go before lessons."
@@ -163,6 +172,10 @@ class WorkshopSettings(BaseSettings):
     @property
     def adapters(self) -> Path:
         return self.var.resolve() / "adapters"
+
+    @property
+    def rewards(self) -> Path:
+        return self.var.resolve() / "rewards"
 
     @property
     def references(self) -> Path:

@@ -13,9 +13,8 @@ from typing import Any, cast
 
 from feedback import caps, completions, files, jobs, methods, pairs, votes
 from feedback.errors import FileUnknown
-from feedback.methods import Method
 from feedback.pairs import UnpairedPreference
-from feedback.records import Completion, Pair
+from feedback.records import Completion, Method, Pair
 from feedback.votes import Opinion
 from trainer import dataset, hyperparameters, sampling
 from trainer.dataset import Dataset, Drop, Lesson, Thumb
@@ -114,7 +113,7 @@ async def _select(work: Work, width: int) -> tuple[list[str], dict[Drop, int]]:
     fitting, dropped = dataset.fit(await standing(work, everything), work.settings.near_identical)
     if method == "supervised":  # measured by all that was said, taught by what was written
         fitting = [one for one in fitting if one.source == "correction" or one.split == "held_out"]
-    limits, how = caps.of(work.ledger.settings), await _how(work, width)
+    limits, how = caps.of(work.ledger.settings), await _how(work, width, method)
     chosen = sampling.choose(fitting, waiting, how, work.job.seed, _least(work, method), limits)
     if chosen.capped:
         dropped["capped"] = chosen.capped
@@ -125,8 +124,8 @@ def _method(work: Work) -> Method:
     return cast(Method, work.job.method.get("type", "dpo"))
 
 
-async def _how(work: Work, width: int) -> Recent | Replay:
-    if work.settings.start == "warm":
+async def _how(work: Work, width: int, method: Method) -> Recent | Replay:
+    if work.settings.start == "warm" and method != "reward":  # which always starts from the base
         return Replay(work.settings.replay)
     ended, _ = await work.patiently(lambda: jobs.page(work.ledger, limit=ROUNDS))
     rounds = [job.started for job in ended if job.adapter is not None and job.started is not None]

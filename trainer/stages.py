@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from feedback.adapters import digest_of
-from feedback.records import Adapter
 from trainer import hyperparameters, manifest, plan
+from trainer.appraisal import appraise
 from trainer.child import Event, run_recipe
 from trainer.examination import examine, expect_guards
 from trainer.manifest import Manifest
@@ -24,19 +24,24 @@ METRICS_EVERY_S = 1.0
 """A pocket model makes several steps a second; a person reads one line."""
 
 
-async def run(work: Work) -> Adapter:
-    """All stages up to a registered adapter; the job is then ready to be finished.
+async def run(work: Work) -> str:
+    """All stages up to a registered adapter, or a reward model in its folder; the job is then ready to be finished.
 
-    Raises TooFewPairs, TrainingFileUnknown, RecipeFailed, PublishedOtherwise, JobLeaseLost, JobFinished, OSError.
+    Returns what came of it, in words. Raises TooFewPairs, TrainingFileUnknown, RecipeFailed, PublishedOtherwise,
+    JobLeaseLost, JobFinished, OSError.
     """
     await asyncio.to_thread(expect_guards, work)
     known = await plan.freeze(work)
     await train(work, known)
+    if known.dataset.method == "reward":
+        made = await appraise(work, known)
+        await work.save(seconds=known.seconds)
+        return made
     verdict = await examine(work, known)
     adapter = await release(work, known, verdict)
     await work.save(seconds=known.seconds)
     await promote(work, adapter, verdict.decision)
-    return adapter
+    return f"{adapter.id}, {adapter.state}"
 
 
 async def train(work: Work, known: Manifest) -> None:
@@ -59,7 +64,10 @@ def flags(known: Manifest, settings: WorkshopSettings, folder: Path) -> list[str
     told = ["--base", known.base.name, "--train", str(folder / "train.jsonl"), "--out", str(folder / "adapter")]
     told += ["--work", str(folder / "work"), "--seed", str(known.seed)]
     told += hyperparameters.as_flags(known.hyperparameters)
-    if known.dataset.method != "supervised" and settings.references_most:
+    told += ["--precision", known.computing.precision, "--report-to", known.computing.report_to]
+    if known.dataset.method != "reward":
+        told += ["--qlora" if known.computing.qlora else "--no-qlora"]
+    if known.dataset.method in ("dpo", "unpaired") and settings.references_most:
         told += ["--references", str(settings.references), "--references-most", str(settings.references_most)]
     if known.start:
         told += ["--init", str(settings.adapters / known.start)]
@@ -100,6 +108,7 @@ class Relay:
         dropped = {reason: int(count) for reason, count in event["dropped"].items()}
         self._known.dataset.dropped |= dropped
         self._known.dataset.shortened = int(event["shortened"])
+        self._known.computing.precision = event["precision"]
         self._known.write(self._work.folder)
         if dropped or event["shortened"]:
             lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoTokenizer, PrinterCallback
 
-from trainer import checkpoints, device, reports, rows, weights
+from trainer import checkpoints, device, precision, reports, rows, weights
+from trainer.precision import Asked, Precision
 from trainer.progress import RecipeRefused, Reporter
 from trainer.references import References
 from trainer.watch import Watch
@@ -38,6 +40,8 @@ class Hyperparameters:
     max_length: int = 512
     checkpoint_steps: int = 20
     qlora: bool = False
+    precision: Asked = "auto"
+    """See trainer/precision.py."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Run:
     report_to: str = ""
     """See trainer/reports.py."""
 
+    @cached_property
+    def precision(self) -> Precision:
+        return precision.choose(self.settings.precision, weights.base_config(self.base))
+
     def fingerprint(self, method: str) -> dict[str, object]:
         """What a checkpoint depends on: a run that differs in any of it must not be resumed from it."""
         return {
@@ -66,11 +74,14 @@ class Run:
             "init": weights.digest(self.init) if self.init else None,
             "adapter": self.out.name,
             **asdict(self.settings),
+            "precision": self.precision,
             **{name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         }
 
     def known(self) -> References | None:
-        return References(self.references, self.base, self.references_most) if self.references else None
+        if not self.references:
+            return None
+        return References(self.references, self.base, self.precision, self.references_most)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,8 @@ def conduct(run: Run, recipe: Recipe, reporter: Reporter) -> int:
         for checkpoint in torn:
             reporter.emit("torn", checkpoint=checkpoint.name)
         fitted = rows.fit(found, recipe.answers, AutoTokenizer.from_pretrained(run.base), run.settings.max_length)
-        reporter.emit("fitted", rows=len(fitted.rows), dropped=fitted.dropped, shortened=fitted.shortened)
+        counted = {"rows": len(fitted.rows), "dropped": fitted.dropped, "shortened": fitted.shortened}
+        reporter.emit("fitted", **counted, precision=run.precision)
         if not fitted.rows:
             reasons = ", ".join(f"{count} {reason}" for reason, count in fitted.dropped.items())
             raise RecipeRefused(
@@ -120,24 +132,32 @@ def _train(run: Run, recipe: Recipe, fitted: rows.Fitted, newest: Path | None, r
     trainer.add_callback(watch)
     if newest:
         reporter.emit("resumed", step=int(newest.name.rpartition("-")[2]))
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if watch.stopped is not None:
-        return watch.stopped
-    if trainer.is_world_process_zero():
-        recipe.write(run, trainer)
-        reporter.emit(
-            "done",
-            steps=trainer.state.global_step,
-            adapter=str(run.out),
-            trained_tokens=round(watch.tokens * run.settings.epochs),
-        )
-    return 0
+    with watch.over_signals():
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        if watch.stopped is not None:
+            return watch.stopped
+        if trainer.is_world_process_zero():
+            recipe.write(run, trainer)
+            reporter.emit(
+                "done",
+                steps=trainer.state.global_step,
+                adapter=str(run.out),
+                trained_tokens=round(watch.tokens * run.settings.epochs),
+            )
+        return 0
 
 
 def plan(run: Run) -> device.Plan:
     """Raises RecipeRefused for a run that cannot fit."""
     told = run.settings
-    return device.plan(run.base, batch=told.batch_size, length=told.max_length, rank=told.lora_rank, qlora=told.qlora)
+    return device.plan(
+        run.base,
+        batch=told.batch_size,
+        length=told.max_length,
+        rank=told.lora_rank,
+        qlora=told.qlora,
+        computed_in=run.precision,
+    )
 
 
 def arguments(run: Run, planned: device.Plan) -> dict[str, Any]:

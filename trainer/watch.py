@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +29,16 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began, self._first_step = time.monotonic(), state.global_step
-        signal.signal(signal.SIGTERM, self._terminate)
+
+    @contextmanager
+    def over_signals(self) -> Iterator[None]:
+        """SIGTERM ends the training at its next step; afterwards it means what it meant before, to a process that goes
+        on."""
+        before = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
     def _terminate(self, _signal: int, _frame: FrameType | None) -> None:
         self._terminated = True

@@ -39,7 +39,7 @@ class Work:
 
     def tidy(self) -> None:
         """Of an ended job stay manifest, evaluation and logs: no texts of people, no checkpoints, no second copy."""
-        for name in ("work", "adapter", "scaled"):
+        for name in ("work", "adapter", "scaled", "appraised"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("train.jsonl", "heldout.jsonl", "earlier.jsonl"):
             (self.folder / name).unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from feedback import files, jobs, methods, pairs
 from feedback.connection import Ledger
 from feedback.errors import FileUnknown, JobUnknown
-from feedback.methods import METHODS, Method
-from feedback.records import Job, JobEvent, new_id
+from feedback.methods import METHODS
+from feedback.records import Job, JobEvent, Method, new_id
 from serve.auth import Operator
 from serve.errors import Refused
 from serve.gateway import After, Gateway, Here, Limit, Model, page
@@ -163,6 +163,7 @@ def _shown(job: Job) -> Json:
         "metadata": job.metadata,
         "integrations": [],
         # Beyond OpenAI's fields.
+        "reward_model": job.reward_model,
         "trigger": job.trigger,
         "attempts": job.attempts,
         "pairs": job.pairs,

@@ -1,9 +1,10 @@
 """A job under `kill -9`: whatever was killed and when, its adapter has the bytes of a job that nobody disturbed.
 
-`python -m tests.faults.training --kills 20 --seed 0` (or `make faults-training`) starts a ledger, a Celery worker and
-beat, lets one job run undisturbed, and then repeats it, killing either the recipe alone or the worker with all its
-children at moments drawn from the seed. A job that is done before its next kill is followed by another, until all
-kills were made and the last job is done.
+`python -m tests.faults.training --kills 20 --seed 0` starts a ledger, a Celery worker and beat and lets one job run
+undisturbed. Then it repeats the job and kills either the recipe alone or the worker with all its children, at moments
+drawn from the seed, evenly over the time that the undisturbed job took. A moment is found again by what the job said
+last before it (a stage, or a checkpoint's step) and the time since then, as what was lost takes its time again. A job
+whose next moment lies behind it is left to end, and another follows, until all kills were made.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,16 +34,38 @@ from tests.workshop import Workshop, asked_for, ended, taught
 VICTIMS = ("recipe", "worker and recipe")
 
 
+Landmark = tuple[str, int]
+"""A stage that was told of, or a checkpoint's step."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the undisturbed job told, and how many seconds after its beginning."""
+
+    landmarks: list[Landmark]
+    at_s: list[float]
+    ended_s: float
+
+    def moment(self, share: float) -> tuple[int, float]:
+        """Of the whole time: the last landmark before it, and the seconds since then."""
+        moment_s = share * self.ended_s
+        last = bisect_right(self.at_s, moment_s) - 1
+        return last, moment_s - self.at_s[last]
+
+
 @dataclass
 class Outcome:
     seed: int
     kills: int = 0
     by_victim: Counter[str] = field(default_factory=Counter)
     in_stage: Counter[str] = field(default_factory=Counter)
+    after_a_checkpoint: int = 0
+    """Kills of a training that had one."""
+    resumed: int = 0
+    """Trainings that went on from a checkpoint."""
     jobs: int = 0
     adapters: int = 0
     other_bytes: int = 0
-    resumed: int = 0
     violations: list[str] = field(default_factory=list)
 
     @property
@@ -49,36 +73,76 @@ class Outcome:
         return not (self.other_bytes or self.violations) and self.adapters == self.jobs
 
 
-async def disturb(workshop: Workshop, kills: int, seed: int, epochs: int = 6) -> Outcome:
+async def disturb(workshop: Workshop, kills: int, seed: int, epochs: int = 20) -> Outcome:
     """`workshop` has votes; its worker and beat are started here."""
     rng = random.Random(seed)
     outcome = Outcome(seed)
-    # Six passes take longer than a recipe takes to start, so that most kills come while there is something to lose.
+    # Twenty passes take longer than a recipe takes to start, so that most kills come while there is something to lose.
     patient = {"HEED_PROMOTE": "manual", "HEED_MAX_ATTEMPTS": str(kills + 3), "HEED_EPOCHS": str(epochs)}
-    worker = workshop.start("worker", **patient)
+    ledger, worker = workshop.ledger, workshop.start("worker", **patient)
     workshop.start("beat", **patient)
-    began = time.monotonic()
-    undisturbed = await digest_of(workshop.ledger, await asked_for(workshop.ledger))
-    span_s = time.monotonic() - began
+    alone = await asked_for(ledger)
+    undisturbed = await digest_of(ledger, alone)
+    course = await course_of(ledger, alone)
     while outcome.kills < kills:
-        job = await asked_for(workshop.ledger)
-        while outcome.kills < kills and await is_open_after(workshop.ledger, job, rng.uniform(0, span_s)):
+        job = await asked_for(ledger)
+        passed = -1
+        while outcome.kills < kills:
+            next_one, since_s = course.moment(rng.random())
+            if next_one <= passed or not await has_reached(ledger, job, course.landmarks[next_one]):
+                break
+            passed = next_one
+            if not await is_open_after(ledger, job, since_s):
+                break
             victim = rng.choice(VICTIMS)
             if (stage := kill(worker, victim)) is None:
                 continue  # between two children there is no recipe to kill
             outcome.kills += 1
             outcome.by_victim[victim] += 1
             outcome.in_stage[stage] += 1
+            told = await landmarks(ledger, job)
+            outcome.after_a_checkpoint += stage == "dpo" and any(name == "checkpoint" for name, _ in told)
             if worker.poll() is not None:
                 worker = workshop.start("worker", **patient)
         outcome.jobs += 1
-        outcome.other_bytes += await digest_of(workshop.ledger, job) != undisturbed
-        events, _ = await jobs.events(workshop.ledger, job.id, limit=10_000)
+        outcome.other_bytes += await digest_of(ledger, job) != undisturbed
+        events, _ = await jobs.events(ledger, job.id, limit=10_000)
         outcome.resumed += sum(event.message.startswith("Training goes on") for event in events)
-    made, _ = await adapters.page(workshop.ledger, limit=1000)
+    made, _ = await adapters.page(ledger, limit=1000)
     outcome.adapters = len(made) - 1
-    outcome.violations = [sentence async for sentence in violations(workshop.ledger)]
+    outcome.violations = [sentence async for sentence in violations(ledger)]
     return outcome
+
+
+async def course_of(ledger: Ledger, job: Job) -> Course:
+    found = await landmarks(ledger, job)
+    done = await jobs.get(ledger, job.id)
+    assert done.started is not None
+    assert done.finished is not None
+    at_s = [max(0.0, at - done.started) for at in found.values()]
+    return Course(list(found), [0.0, *at_s[1:]], done.finished - done.started)
+
+
+async def landmarks(ledger: Ledger, job: Job) -> dict[Landmark, float]:
+    """When each was told of first, in that order; what was told before the first stage is none."""
+    events, _ = await jobs.events(ledger, job.id, limit=10_000)
+    found: dict[Landmark, float] = {}
+    for event in reversed(events):
+        data = event.data or {}
+        if event.type == "checkpoint":
+            found.setdefault(("checkpoint", int(data["step"])), event.created)
+        elif event.type == "message" and "stage" in data:
+            found.setdefault((f"{data['stage']} {'done' if 'seconds' in data else 'begun'}", 0), event.created)
+    return found
+
+
+async def has_reached(ledger: Ledger, job: Job, landmark: Landmark) -> bool:
+    """False if the job ends before it."""
+    while landmark not in await landmarks(ledger, job):
+        if not (await jobs.get(ledger, job.id)).is_open:
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 def kill(worker: "subprocess.Popen[bytes]", victim: str) -> str | None:

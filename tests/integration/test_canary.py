@@ -165,7 +165,8 @@ async def test_its_answers_votes_and_failures_are_counted_apart_and_each_user_on
     assert (counts["canary"]["up"], counts["control"]["down"]) == (len(on_canary), len(on_live))
     assert unstored["object"] == "chat.completion"
     assert (await total("answered"), await total("all_answered"), await total("all_failed")) == (31, 61, 1)
-    assert await gateway.count('heed_answers_total{outcome="answered",slot="canary"}') >= 2 * len(on_canary)
+    counted = await gateway.count('heed_answers_total{model="heed",outcome="answered",slot="canary"}')
+    assert counted >= 2 * len(on_canary)
     assert [broken async for broken in violations(ledger)] == []
 
 

@@ -206,7 +206,7 @@ def test_known_references_change_no_loss_and_only_new_rows_are_scored(
 
 
 def test_references_are_bounded_and_survive_a_spoiled_file(pocket: Path, tmp_path: Path) -> None:
-    known = References(tmp_path, str(pocket), most=3)
+    known = References(tmp_path, str(pocket), "fp32", most=3)
     known.add({f"row {number}": [1.0, 2.0] for number in range(3)})
     known.add({"row 0": [1.0, 2.0], "row 9": [3.0, 4.0]})
 

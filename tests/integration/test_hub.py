@@ -51,7 +51,7 @@ async def test_an_adapter_is_pushed_as_it_is_served_with_a_card_that_says_how_it
     config = {"r": 16, "base_model_name_or_path": adapter.base_model}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "jobs" / "ftjob-1").mkdir(parents=True)
-    manifest = {"versions": {"trl": "1.16.0"}, "base": {"template": "t" * 64}}
+    manifest = {"versions": {"trl": "1.16.0"}, "base": {"template": "t" * 64}, "dataset": {"method": "unpaired"}}
     (tmp_path / "jobs" / "ftjob-1" / "manifest.json").write_text(json.dumps(manifest))
 
     async with hub("ann/lora", kind="models") as stand_in:
@@ -70,6 +70,13 @@ async def test_an_adapter_is_pushed_as_it_is_served_with_a_card_that_says_how_it
     assert pushed["adapter_model.safetensors"] == b"weights"
     assert json.loads(pushed["adapter_config.json"]) == {"r": 16, "base_model_name_or_path": "pocket"}
     card = pushed["README.md"].decode()
-    for said in ("base_model: pocket", "300 preference pairs", "20 voters", "trl 1.16.0", "| accuracy | 0.88 |"):
+    for said in (
+        "base_model: pocket",
+        "300 pairs and rated answers",
+        "tags: [heed, lora, kto, trl]",
+        "20 voters",
+        "trl 1.16.0",
+        "| accuracy | 0.88 |",
+    ):
         assert said in card
     assert str(tmp_path) not in card

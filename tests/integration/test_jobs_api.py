@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from feedback import completions, jobs, votes
+from feedback import completions, jobs, pairs, votes
 from feedback.connection import Ledger
 from feedback.records import Choice, Completion, new_id, prompt_digest
 from tests.answers import answered
@@ -81,6 +81,28 @@ async def test_corrections_can_be_learnt_by_heart_and_the_method_keeps_its_hyper
     assert made.method is not None
     assert (made.method.type, made.hyperparameters.n_epochs) == ("supervised", 4)
     assert (await jobs.get(ledger, made.id)).method == method
+
+
+async def test_a_reward_model_is_asked_for_as_an_adapter_is_and_named_beside_it(
+    gateway: RunningGateway, ledger: Ledger
+) -> None:
+    await vote_on(ledger, 60)
+    method: Any = {"type": "reward", "reward": {"hyperparameters": {"n_epochs": 2}}}
+
+    made = await gateway.openai.fine_tuning.jobs.create(model="heed", training_file="ledger", method=method)
+    job, token = await jobs.claim(ledger, made.id)
+    waiting = await pairs.waiting(ledger)
+    await jobs.freeze(ledger, job.id, token, waiting)
+    learnt = job.model_copy(update={"reward_model": "heed-r1-0a1b2c3d"})
+    await jobs.finish(ledger, learnt, token, "succeeded")
+    done = await gateway.openai.fine_tuning.jobs.retrieve(made.id)
+
+    assert job.method == method
+    assert (done.status, done.fine_tuned_model) == ("succeeded", None)
+    assert done.model_extra is not None
+    assert done.model_extra["reward_model"] == "heed-r1-0a1b2c3d"
+    assert await pairs.waiting(ledger) == waiting != []
+    assert await jobs.newest_at(ledger) == 0
 
 
 async def test_thumbs_alone_are_enough_for_a_job_that_names_no_method(gateway: RunningGateway, ledger: Ledger) -> None:

@@ -132,8 +132,8 @@ def test_a_job_without_enough_pairs_is_refused_with_its_reason(stack: Stack) -> 
 
 def test_votes_turn_the_model_on_topics_that_nobody_voted_on(stack: Stack, steps: Turn) -> None:
     assert steps.before < 0.40, steps.printed
-    # Usually above 90 %; votes are on sampled answers, so no two runs learn from the same pairs: 88 % was seen as well.
-    assert steps.after >= 0.80, steps.printed
+    # Four rounds of steps gave 95 to 98 % (docs/benchmarks.md); on 260 questions a share wavers by 3 points.
+    assert steps.after >= 0.90, steps.printed
     assert steps.adapter.startswith("heed-v1-")
     expect_clean(stack)
 
@@ -143,7 +143,7 @@ def test_a_second_crowd_with_another_taste_turns_it_the_other_way(stack: Stack, 
         adapter = http.get(f"/adapters/{lazy.adapter}").json()
 
     assert lazy.before < 0.15, lazy.printed
-    assert lazy.after >= 0.75, lazy.printed
+    assert lazy.after >= 0.90, lazy.printed
     assert lazy.adapter.startswith("heed-v2-")
     assert (adapter["parent"], adapter["hyperparameters"]["start"]) == (steps.adapter, None)  # retrained from the base
     expect_clean(stack)

@@ -13,7 +13,7 @@ from feedback import adapters, pairs, report, stats, voters, votes
 from feedback.check import violations
 from feedback.connection import Ledger
 from feedback.errors import VoterBanned
-from feedback.records import Adapter, AnswerRef, Comparison, ComparisonVote, Completion, Preferred, Rating
+from feedback.records import Adapter, AnswerRef, BestOf, Comparison, ComparisonVote, Completion, Preferred, Rating
 from feedback.report import DAY_S
 from tests import electorate
 from tests.answers import compared
@@ -121,6 +121,33 @@ async def test_what_is_withdrawn_is_counted_no_more(ledger: Ledger) -> None:
     await pairs.settle(ledger)
 
     assert await report.kept(ledger) == report.Part({}, {})
+
+
+async def test_thumbs_on_the_best_of_several_answers_are_told_apart(ledger: Ledger) -> None:
+    asked_alone, asked_best, unscored = (electorate.question(number, 2) for number in range(3))
+    picked = BestOf(samples=4, chosen=2, rewards=[0.1, 0.2, 0.9, 0.3], reward_model="reward")
+    made = [
+        one.model_copy(update={"adapter": V1, "created": time.time(), "best_of": best_of})
+        for one, best_of in (
+            (asked_alone, None),
+            (asked_best, picked),
+            (unscored, picked.model_copy(update={"rewards": []})),
+        )
+    ]
+    await electorate.ask(ledger, made)
+    for one in made:
+        await votes.cast(ledger, completion_id=one.id, rating="up", voter="ann")
+        await votes.cast(ledger, completion_id=one.id, choice=1, rating="down", voter="ann")
+    sides = AnswerRef(completion_id=made[1].id), AnswerRef(completion_id=made[1].id, choice=1)
+    await votes.prefer(ledger, chosen=sides[0], rejected=sides[1], voter="bob")
+    await pairs.settle(ledger)
+
+    (version,) = (await stats.quality(ledger))["versions"]
+
+    assert (version["votes"], version["up_rate"]["share"]) == (4, 0.5)  # the first of several is as the only one
+    assert (version["best_of_up_rate"]["of"], version["best_of_up_rate"]["share"]) == (2, 0.5)
+    assert not any(name.startswith("beat") for name in await report.counters(ledger))
+    assert [sentence async for sentence in violations(ledger)] == []
 
 
 async def test_the_report_tells_of_each_version_what_the_votes_said(ledger: Ledger) -> None:

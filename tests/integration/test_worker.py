@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from feedback import adapters, jobs, pairs, votes
+from feedback import adapters, erasure, jobs, pairs, votes
 from feedback.check import violations
 from feedback.connection import Ledger
+from feedback.records import Job
 from tests.processes import ROOT, wait_for
 from tests.workshop import MANY, Workshop, asked_for, ended, taught, told, until
 from trainer.hyperparameters import TINY
+from trainer.manifest import REWARD
 
 
 @pytest.fixture
@@ -27,14 +29,18 @@ async def workshop(ledger: Ledger, tmp_path: Path, pocket: Path) -> AsyncIterato
         yield Workshop(ledger, tmp_path, pocket, processes)
 
 
-async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop: Workshop) -> None:
+async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter_as_a_dry_run_says_it_would(
+    workshop: Workshop,
+) -> None:
     ledger = workshop.ledger
     await taught(ledger)
     workshop.start("worker")
     workshop.start("beat")
 
+    rehearsed = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
     job = await asked_for(ledger)
     done = await ended(ledger, job.id)
+    rehearsed_again = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
 
     assert (done.status, done.attempts, done.version) == ("succeeded", 1, 1), done.error
     assert done.adapter is not None
@@ -52,6 +58,13 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert await pairs.waiting(ledger) == []
     assert [sentence async for sentence in violations(ledger)] == []
 
+    expect_planned(rehearsed, done)
+    assert not (workshop.var / "jobs" / rehearsed.id).exists()
+    assert rehearsed_again.plan is not None
+    assert rehearsed_again.plan["cost"]["from_jobs"] == 1
+    assert rehearsed_again.plan["cost"]["seconds"] == pytest.approx(sum(done.seconds.values()), rel=0.01)
+    assert rehearsed_again.plan["cost"]["tokens"] == done.trained_tokens
+
     told, _ = await jobs.events(ledger, job.id, limit=1000)
     metrics = [event.data for event in told if event.type == "metrics" and event.data]
     assert {"loss", "rewards/margins", "rewards/accuracies"} <= metrics[0].keys()
@@ -63,6 +76,7 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert left == {".json", ".log"}
     manifest = workshop.manifest(job.id)
     assert manifest.dataset.digest == done.dataset_digest == adapter.dataset_digest
+    assert manifest.computing.precision == "fp32"  # what auto came to
     assert manifest.checkpoints
     assert {"freeze", "train", "evaluate", "publish"} == manifest.seconds.keys()
 
@@ -79,40 +93,23 @@ async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter(workshop
     assert "do not stand any more" in another.stdout
 
 
+def expect_planned(rehearsed: Job, trained: Job) -> None:
+    """A dry run before any job says what the job then did."""
+    assert (rehearsed.status, rehearsed.adapter) == ("succeeded", None), rehearsed.error
+    assert rehearsed.plan is not None
+    assert [rehearsed.dataset_digest, rehearsed.pairs] == [trained.dataset_digest, trained.pairs]
+    assert rehearsed.held_out == trained.held_out
+    assert rehearsed.plan["dataset"]["by_source"] == {"thumbs": rehearsed.pairs}
+    steps = 2 * math.ceil(trained.rows / TINY["batch_size"])
+    assert rehearsed.plan["cost"] == {"steps": steps, "seconds": None, "tokens": None, "from_jobs": 0}
+    assert [each["name"] for each in rehearsed.plan["triggers"]] == ["pairs", "schedule", "idle"]
+
+
 def rerun(workshop: Workshop, job_id: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "trainer", "rerun", "--progress", "jsonl", "--out", str(workshop.var / "again")]
     command += ["--manifest", str(workshop.var / "jobs" / job_id / "manifest.json")]
     env = {**os.environ, **workshop.env}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
-
-
-async def test_a_dry_run_says_what_a_job_would_do_and_changes_nothing(workshop: Workshop) -> None:
-    ledger = workshop.ledger
-    await taught(ledger)
-    workshop.start("worker")
-    workshop.start("beat")
-
-    first = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
-    trained = await ended(ledger, (await asked_for(ledger)).id)
-    again = await ended(ledger, (await asked_for(ledger, dry_run=True)).id)
-
-    assert (first.status, first.adapter) == ("succeeded", None), first.error
-    assert first.plan is not None
-    assert (first.dataset_digest, first.pairs, first.held_out) == (
-        trained.dataset_digest,
-        trained.pairs,
-        trained.held_out,
-    )
-    assert first.plan["dataset"]["by_source"] == {"thumbs": first.pairs}
-    steps = 2 * math.ceil(trained.rows / TINY["batch_size"])
-    assert first.plan["cost"] == {"steps": steps, "seconds": None, "tokens": None, "from_jobs": 0}
-    assert [each["name"] for each in first.plan["triggers"]] == ["pairs", "schedule", "idle"]
-    assert not (workshop.var / "jobs" / first.id).exists()
-    assert again.plan is not None
-    assert again.plan["cost"]["from_jobs"] == 1
-    assert again.plan["cost"]["seconds"] == pytest.approx(sum(trained.seconds.values()), rel=0.01)
-    assert again.plan["cost"]["tokens"] == trained.trained_tokens
-    assert [sentence async for sentence in violations(ledger)] == []
 
 
 async def test_lone_thumbs_become_an_adapter_where_there_are_no_pairs(workshop: Workshop) -> None:
@@ -137,46 +134,71 @@ async def test_lone_thumbs_become_an_adapter_where_there_are_no_pairs(workshop: 
     assert [sentence async for sentence in violations(ledger)] == []
 
 
-async def test_a_worker_killed_in_mid_training_costs_no_adapter_and_makes_no_second(workshop: Workshop) -> None:
+async def test_a_reward_model_is_made_from_the_votes_and_takes_none_from_the_adapters(workshop: Workshop) -> None:
     ledger = workshop.ledger
     await taught(ledger)
-    first = workshop.start("worker")
+    waiting = set(await pairs.waiting(ledger))
+    workshop.start("worker", HEED_START="warm", HEED_PROMOTE="eager")
     workshop.start("beat")
-    job = await asked_for(ledger)
-    await until(lambda: told(ledger, job.id, "Checkpoint at step"), "a checkpoint is there")
-    child = workshop.child(first)
-    assert child is not None
 
-    first.kill()
-    wait_for(lambda: not child.is_running(), "the recipe ends with its worker", 20)
-    workshop.start("worker")
+    job = await asked_for(ledger, method="reward")
     done = await ended(ledger, job.id)
 
-    assert (done.status, done.attempts) == ("succeeded", 2), done.error
-    assert await told(ledger, job.id, "Training goes on from the checkpoint")
-    assert [a.id for a in (await adapters.page(ledger))[0]] == [done.adapter]
-    assert [p.name for p in (workshop.var / "adapters").iterdir()] == [done.adapter]
+    assert (done.status, done.adapter) == ("succeeded", None), done.error
+    assert done.reward_model is not None
+    assert done.reward_model.startswith("heed-r1-")
+    folder = workshop.var / "rewards" / done.reward_model
+    made_from = json.loads((folder / REWARD).read_text())
+    assert (made_from["job"], made_from["dataset_digest"]) == (job.id, done.dataset_digest)
+    assert made_from["held_out"]["pairs"] == done.held_out > 0
+    assert made_from["held_out"]["low"] <= made_from["held_out"]["accuracy"] <= made_from["held_out"]["high"]
+    assert made_from["held_out"]["accuracy"] > 0.5
+    assert await told(ledger, job.id, f"Reward model in var/rewards: {done.reward_model}, right about")
+    assert not folder.stat().st_mode & 0o222
+
+    assert set(await pairs.waiting(ledger)) == waiting
+    assert await jobs.newest_at(ledger) == 0
+    assert (await adapters.page(ledger))[0] == []
+    assert (await adapters.serving(ledger)).wanted == "heed-base"
     assert [sentence async for sentence in violations(ledger)] == []
 
+    again = rerun(workshop, job.id)
+    assert again.returncode == 0, again.stdout
 
-async def test_a_worker_that_is_asked_to_leave_hands_the_job_back(workshop: Workshop) -> None:
+    erased = await erasure.of_voter(ledger, "ann")
+    assert (erased.reward_models, erased.adapters) == ([done.reward_model], [])
+
+
+async def test_a_worker_that_leaves_and_one_that_is_killed_cost_no_adapter_and_make_no_second(
+    workshop: Workshop,
+) -> None:
     ledger = workshop.ledger
     await taught(ledger)
-    first = workshop.start("worker")
+    leaving = workshop.start("worker", HEED_EPOCHS="6")
     workshop.start("beat")
     job = await asked_for(ledger)
     await until(lambda: told(ledger, job.id, "Step "), "training runs")
 
-    first.send_signal(signal.SIGTERM)
-    wait_for(lambda: first.poll() is not None, "the worker leaves", 30)
+    leaving.send_signal(signal.SIGTERM)
+    wait_for(lambda: leaving.poll() is not None, "the worker leaves", 30)
 
-    assert workshop.child(first) is None
+    assert workshop.child(leaving) is None
     assert (await jobs.get(ledger, job.id)).attempts == 0
     assert await jobs.unattended(ledger) == job.id
-    workshop.start("worker")
+
+    killed = workshop.start("worker", HEED_EPOCHS="6")
+    await until(lambda: told(ledger, job.id, "Training goes on from the checkpoint"), "training goes on")
+    child = workshop.child(killed)
+    assert child is not None
+    killed.kill()
+    wait_for(lambda: not child.is_running(), "the recipe ends with its worker", 20)
+    workshop.start("worker", HEED_EPOCHS="6")
     done = await ended(ledger, job.id)
-    assert (done.status, done.attempts) == ("succeeded", 1), done.error
-    assert await told(ledger, job.id, "Training goes on from the checkpoint")
+
+    assert (done.status, done.attempts) == ("succeeded", 2), done.error
+    assert [a.id for a in (await adapters.page(ledger))[0]] == [done.adapter]
+    assert [p.name for p in (workshop.var / "adapters").iterdir()] == [done.adapter]
+    assert [sentence async for sentence in violations(ledger)] == []
 
 
 async def test_a_cancelled_job_stops_its_training_and_leaves_its_pairs_waiting(workshop: Workshop) -> None:

@@ -9,17 +9,17 @@ is each process's own with its children, by the scheduler's count. Wall times sh
 import argparse
 import json
 import os
-import pstats
 import random
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from tests.load.bench_votes import shares
 from tests.load.contestants import KEY, Contestant, cpu_s, install, started
 from tests.load.hop_upstream import EVENTS
 from tests.processes import wait_for
@@ -102,6 +102,10 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def shown(values: Sequence[float]) -> str:
+    return spread(values, ",.0f") if values else ""
+
+
 def paired(one: Sequence[float], other: Sequence[float], by: Callable[[float, float], float]) -> list[float]:
     return [by(mine, theirs) for mine, theirs in zip(one, other, strict=True)]
 
@@ -112,16 +116,14 @@ def table(figures: Figures, names: Sequence[str]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name in names:
-        cells = []
-        waits = figures.p50_us[ALONE.name, name]
-        direct = figures.p50_us[ALONE.name, "direct"]
-        cells.append("" if name == "direct" else spread(paired(waits, direct, lambda a, b: a - b), ",.0f"))
-        for course in (CROWD, FEW, MANY):
-            found = figures.cpu_us[course.name, name]
-            cells.append(spread(found, ",.0f") if found and name != "direct" else "")
-            if course is CROWD:
-                cells.append(f"{median(figures.per_s[course.name, name]):,.0f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        waits, direct = figures.p50_us[ALONE.name, name], figures.p50_us[ALONE.name, "direct"]
+        added = paired(waits, direct, lambda a, b: a - b) if name != "direct" else []
+        crowd, few, many = (
+            shown(figures.cpu_us[course.name, name] if name != "direct" else []) for course in (CROWD, FEW, MANY)
+        )
+        per_s = figures.per_s[CROWD.name, name]
+        rate = f"{median(per_s):,.0f}" if per_s else ""
+        lines.append(f"| {name} | {shown(added)} | {crowd} | {rate} | {few} | {many} |")
     return "\n".join(lines)
 
 
@@ -161,16 +163,6 @@ def goals(figures: Figures) -> list[Goal]:
     ]
 
 
-def own_times(profile: Path, most: int = 30) -> str:
-    """Where the gateway's CPU time goes: the functions with the most time of their own."""
-    found: Counter[str] = Counter()
-    for (file, _, name), (_, _, own_s, _, _) in pstats.Stats(str(profile)).stats.items():  # type: ignore[attr-defined]
-        found[f"{'/'.join(Path(file).parts[-2:])} {name}" if file != "~" else name] += own_s
-    total = sum(found.values())
-    rows = [f"| `{name}` | {own_s / total:.1%} |" for name, own_s in found.most_common(most)]
-    return "\n".join(["| function | share of CPU time |", "|---|---|", *rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -206,7 +198,7 @@ def profiled(course: Course) -> str:
         with started(Path(folder), ["tests.load.profiled", str(profile)], False) as contestants:
             wait_for(lambda: _is_ready(contestants), "the gateway answers", 60)
             run([contestants[-1]], [course], 1, random.Random(0))
-        return own_times(profile)
+        return shares(profile)
 
 
 def _is_ready(contestants: Sequence[Contestant]) -> bool:

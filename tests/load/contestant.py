@@ -1,6 +1,7 @@
 """One training for `bench_train`, in a process of its own: `python -m tests.load.contestant WHO RACE.json`.
 
-WHO is `heed`, `defaults` (TRL as it comes) or `tuned` (TRL with every option that an expert would set for this device).
+WHO is `heed`, `defaults` (TRL as it comes), or `tuned` and `tuned_bf16` (TRL with every option that an expert would set
+for this device, in fp32 and in bfloat16).
 All three get the same pairs, LoRA, optimiser and threads. Prints its figures as JSON on standard output.
 """
 
@@ -45,6 +46,7 @@ class Figures:
     """Of the pairs, padding not counted, times epochs; so the same for all."""
     losses: list[float]
     peak_bytes: int
+    precision: str
 
 
 def main(who: str, race: Race) -> Figures:
@@ -65,7 +67,7 @@ def main(who: str, race: Race) -> Figures:
     _ = DPOTrainer, dpo  # imported before the clock starts: the same for all, and counted in a job
     torch.manual_seed(0)
     before, began = _cpu_s(), time.monotonic()
-    trainer = _heed(race) if who == "heed" else _trl(race, is_tuned=who == "tuned")
+    trainer = _heed(race) if who == "heed" else _trl(race, who)
     trainer.train()
     cpu_s, wall_s = _cpu_s() - before, time.monotonic() - began
     trainer.save_model(str(Path(race.folder) / "saved"))
@@ -81,6 +83,7 @@ def main(who: str, race: Race) -> Figures:
         peak_bytes=torch.cuda.max_memory_allocated()
         if race.is_on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        precision="bf16" if trainer.args.bf16 else "fp32",
     )
 
 
@@ -109,7 +112,7 @@ def _heed(race: Race) -> Any:
     return dpo.build_trainer(run, fitted.dataset())
 
 
-def _trl(race: Race, *, is_tuned: bool) -> Any:
+def _trl(race: Race, who: str) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback
@@ -140,11 +143,11 @@ def _trl(race: Race, *, is_tuned: bool) -> Any:
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": 4 * race.batch_size,
         "gradient_checkpointing": False,
-        "bf16": race.is_on_gpu,
+        "bf16": who == "tuned_bf16",
     }
     trainer = DPOTrainer(
         model=race.base,
-        args=DPOConfig(**task, **(tuned if is_tuned else {})),
+        args=DPOConfig(**task, **({} if who == "defaults" else tuned)),
         train_dataset=Dataset.from_list(rows.read(Path(race.train), dpo.ANSWERS)),
         peft_config=LoraConfig(
             r=race.rank, lora_alpha=2 * race.rank, target_modules=list(weights.LINEARS), task_type="CAUSAL_LM"

@@ -27,8 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback import caps
 from feedback.lessons import derive
-from feedback.methods import METHODS, Method
-from feedback.records import Choice, Completion, Pair, Vote, digest, prompt_digest
+from feedback.records import Choice, Completion, Method, Pair, Vote, digest, prompt_digest
 from feedback.settings import LedgerSettings
 from tests.processes import ROOT
 from trainer import dataset, electorate, evaluate, gate, guards, limits, weights
@@ -210,7 +209,8 @@ def main() -> None:
     parser.add_argument("--how", default="50")
     parser.add_argument("--votes", type=int, default=1400)
     parser.add_argument("--measured", type=int, default=260)
-    parser.add_argument("--method", choices=METHODS, default="dpo", help="unpaired: both answers of each pair, apart")
+    methods = ("dpo", "unpaired", "supervised")
+    parser.add_argument("--method", choices=methods, default="dpo", help="unpaired: both answers of each pair, apart")
     parser.add_argument("--flags", default="")
     parser.add_argument("--keep", type=Path, help="Where what was trained stays; default nowhere")
     told = parser.parse_args()

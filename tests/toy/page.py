@@ -34,9 +34,9 @@ def _claims(studies: Sequence[Study]) -> list[str]:
         f"| DPO gains 90 % of what can be gained at its KL | {spread(share)} of it, least {min(share):.2f} |",
         f"| and more than SFT on the chosen at SFT's KL | {spread(over)} more reward, least {min(over):.2f} |",
         f"| reward and KL grow as beta falls | in {sum(study.rises() for study in studies)} of {len(studies)} worlds |",
-        f"| the SFT term cuts what goes outside at least threefold, beta {LOW:g} | {spread(cut, 1)} times at weight "
-        f"{RECIPE['sft_weight']:g} (least {min(cut):.2f}), {spread(cut_more, 1)} at {TIGHT_WEIGHT:g} (least "
-        f"{min(cut_more):.2f}) |",
+        f"| an SFT weight of {TIGHT_WEIGHT:g} cuts what goes outside at least threefold, beta {LOW:g} | "
+        f"{spread(cut_more, 1)} times, least {min(cut_more):.2f}; a weight of {RECIPE['sft_weight']:g} "
+        f"{spread(cut, 1)} times, least {min(cut):.2f} |",
         f"| a fifth of the labels flipped: DPO gains more than SFT | {spread(noisy)}, least {min(noisy):.2f} |",
         f"| a chained second round goes further from the base than one with replay | {spread(further)} times the KL |",
     ]

@@ -64,7 +64,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
 
 
 def test_a_plan_becomes_arguments_that_trl_takes() -> None:
-    plan = device.on_gpu(LARGE, 22 * GIB, share=8, length=1024, rank=16, qlora=False)
+    plan = device.on_gpu(LARGE, 22 * GIB, share=8, length=1024, rank=16, qlora=False, computed_in="bf16")
 
     told = plan.arguments()
 
@@ -77,13 +77,13 @@ def test_a_batch_is_shared_out_among_processes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "2")
 
-    assert device.plan("base", batch=8, length=512, rank=16, qlora=False).pairs_at_once == 4
+    assert device.plan("base", batch=8, length=512, rank=16, qlora=False, computed_in="bf16").pairs_at_once == 4
     with pytest.raises(RecipeRefused, match="multiple of the number of processes"):
-        device.plan("base", batch=7, length=512, rank=16, qlora=False)
+        device.plan("base", batch=7, length=512, rank=16, qlora=False, computed_in="bf16")
 
 
 def test_qlora_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     with pytest.raises(RecipeRefused, match="NVIDIA GPU"):
-        device.plan("base", batch=8, length=512, rank=16, qlora=True)
+        device.plan("base", batch=8, length=512, rank=16, qlora=True, computed_in="bf16")
