@@ -172,7 +172,7 @@ async def flip(ledger: Ledger, new: str, old: str, reason: str, token: int = 0) 
     """
     keys = [ledger.keys.serving, ledger.keys.serving_past, *_keys(ledger, new), *_keys(ledger, old)]
     entries = [_entry(ledger, "live", reason), _entry(ledger, "retired", f"{new} went live: {reason}")]
-    args = [new, old, base_name(ledger.model), *entries, token]
+    args: list[str | int] = [new, old, base_name(ledger.model), *entries, token]
     done = await ledger.run(FLIP, [*keys, ledger.keys.gateways_tokens], args)
     if done < 0:
         raise LeadLost(f"{new} did not go live: another gateway process leads the swaps of {ledger.model} by now")
@@ -184,7 +184,8 @@ async def flip(ledger: Ledger, new: str, old: str, reason: str, token: int = 0) 
 async def reject(ledger: Ledger, adapter_id: str, reason: str, token: int = 0) -> None:
     """It cannot be served: say why, and stop wanting it. Raises AdapterUnknown, LeadLost."""
     keys = [*_keys(ledger, adapter_id), ledger.keys.serving, ledger.keys.gateways_tokens]
-    args = [adapter_id, base_name(ledger.model), reason, _entry(ledger, "rejected", reason), token]
+    entry = _entry(ledger, "rejected", reason)
+    args: list[str | int] = [adapter_id, base_name(ledger.model), reason, entry, token]
     done = await ledger.run(REJECT, keys, args)
     if done < 0:
         raise LeadLost(f"{adapter_id} was not rejected: another gateway process leads the swaps by now")

@@ -210,11 +210,12 @@ class HotSwap:
             council, spare = self._council_of(name), self._spare()
             if council is None or (name not in spare and len(spare) >= self._settings.spare_adapters):
                 continue
+            if name in self._routing.refused:
+                continue  # until its time is up: processes that have not heard of it yet shall
             await self._keep(council, name)
             if reason := self.trouble.pop(name, None):
                 self._routing.refused[name] = reason
-            else:
-                self._routing.refused.pop(name, None)
+                self._routing.nudge()
         for name in [n for n in self._routing.refused if time.monotonic() >= self._not_before.get(n, 0)]:
             if self._council_of(name) is not None:
                 del self._routing.refused[name]

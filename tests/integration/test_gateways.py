@@ -283,25 +283,32 @@ async def test_a_rollback_waits_for_no_load_that_is_under_way(
 async def test_a_gateway_that_is_going_says_so_and_ends_what_it_has_begun(
     ledger: Ledger, tmp_path: Path, engines: list[ScriptedEngine]
 ) -> None:
-    async with gateway_process(ledger, tmp_path, engines) as gateway:
+    async with (
+        gateway_process(ledger, tmp_path, engines) as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as newcomer,
+        httpx.AsyncClient(base_url=gateway.url, limits=httpx.Limits(max_connections=1)) as busy,
+    ):
         gate = asyncio.Semaphore(0)
         for engine in engines:
             engine.habits["heed-base"] = Script(gate=gate)
-        streaming = asyncio.create_task(gateway.chat(stream=True))
+        body = {"model": "heed", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+        streaming = asyncio.create_task(busy.post("/v1/chat/completions", json=body))
         await until(lambda: any(engine.running for engine in engines), "the stream has begun")
         assert await gateway.is_ready()
         gateway.send(signal.SIGTERM)
 
-        said = await asyncio.create_task(until_going(gateway))
+        said = await until_going(gateway)
         with pytest.raises(httpx.ConnectError):
-            async with httpx.AsyncClient(base_url=gateway.url) as newcomer:
-                await newcomer.get("/healthz")
+            await newcomer.get("/healthz")
         for _ in range(3):
             gate.release()
+        streamed = await streaming
+        # Nobody told this client, whose answer had begun before: its connection still answers, and no other is taken.
+        after = await busy.get("/healthz")
 
-        assert said.headers["connection"] == "close"
         assert "it is going" in said.json()["trouble"]["gateway"]
-        assert (await streaming).text.endswith("data: [DONE]\n\n")
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert [reply.headers.get("connection") for reply in (said, streamed, after)] == ["close", None, "close"]
         await until(lambda: gateway.process.poll() is not None, "it ends")
 
 
