@@ -2,16 +2,18 @@
 
 `wanted` is intent and anyone with the operator's right may set it; `live` changes in one step, made by the hot swap
 when every replica really holds what is wanted. What was live before is remembered in order, so rolling back twice
-goes back two versions.
+goes back two versions. Of several gateway processes one swaps at a time: what it changes here it changes with the
+token of its lease (feedback/gateways.py), and with an older one than the last that was given nothing is changed.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from feedback import completions
 from feedback.connection import Ledger
-from feedback.errors import AdapterNotServable, AdapterUnknown, NothingToRollBackTo, RecordConflict
+from feedback.errors import AdapterNotServable, AdapterUnknown, LeadLost, NothingToRollBackTo, RecordConflict
 from feedback.records import Adapter, AdapterState, Serving, StateChange
 
 # KEYS: adapter, its history, all adapters. ARGV: id, version, record, state, history entry.
@@ -32,10 +34,11 @@ redis.call('RPUSH', KEYS[2], ARGV[2])
 return 1
 """
 
-# The hot swap found everything in place. Refused when somebody wanted something else meanwhile.
-# KEYS: serving, past, then adapter and history of the new one, then of the old one.
-# ARGV: new, old, base, history entry of the new, of the old.
+# The hot swap found everything in place. Refused when somebody wanted something else meanwhile, or another led since.
+# KEYS: serving, past, then adapter and history of the new one, then of the old one, the last token.
+# ARGV: new, old, base, history entry of the new, of the old, token.
 FLIP = """
+if (redis.call('GET', KEYS[7]) or '0') ~= ARGV[6] then return -1 end
 local wanted = redis.call('HGET', KEYS[1], 'wanted') or ARGV[3]
 local live = redis.call('HGET', KEYS[1], 'live') or ARGV[3]
 if wanted ~= ARGV[1] or live ~= ARGV[2] then return 0 end
@@ -65,10 +68,18 @@ redis.call('HSET', KEYS[1], 'wanted', before, 'back', '1', 'reason', ARGV[1])
 return before
 """
 
-# KEYS: serving. ARGV: wanted now, base, reason. Gives up an intent that cannot be met.
-GIVE_UP = """
-if (redis.call('HGET', KEYS[1], 'wanted') or ARGV[2]) ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'wanted', redis.call('HGET', KEYS[1], 'live') or ARGV[2], 'back', '0', 'reason', ARGV[3])
+# An intent that cannot be met is given up.
+# KEYS: adapter, its history, serving, the last token. ARGV: id, base, reason, history entry, token.
+REJECT = """
+if (redis.call('GET', KEYS[4]) or '0') ~= ARGV[5] then return -1 end
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if redis.call('HGET', KEYS[1], 'state') ~= 'rejected' then
+  redis.call('HSET', KEYS[1], 'state', 'rejected')
+  redis.call('RPUSH', KEYS[2], ARGV[4])
+end
+if (redis.call('HGET', KEYS[3], 'wanted') or ARGV[2]) == ARGV[1] then
+  redis.call('HSET', KEYS[3], 'wanted', redis.call('HGET', KEYS[3], 'live') or ARGV[2], 'back', '0', 'reason', ARGV[3])
+end
 return 1
 """
 
@@ -122,11 +133,15 @@ async def enter(ledger: Ledger, adapter_id: str, state: AdapterState, reason: st
 
 
 async def serving(ledger: Ledger) -> Serving:
-    base = base_name(ledger.model)
     pipe = ledger.redis.pipeline(transaction=True)
     pipe.hgetall(ledger.keys.serving)
     pipe.lindex(ledger.keys.serving_past, 0)
     fields, previous = await ledger.reply(pipe.execute())
+    return serving_of(ledger, fields, previous)
+
+
+def serving_of(ledger: Ledger, fields: Mapping[str, str], previous: str | None) -> Serving:
+    base = base_name(ledger.model)
     return Serving.model_validate({"wanted": base, "live": base, **fields, "previous": previous})
 
 
@@ -150,19 +165,32 @@ async def roll_back(ledger: Ledger, reason: str) -> Serving:
     return await serving(ledger)
 
 
-async def flip(ledger: Ledger, new: str, old: str, reason: str) -> Serving:
-    """`new` answers from now on; every replica must hold it. Raises RecordConflict if it is no longer wanted."""
+async def flip(ledger: Ledger, new: str, old: str, reason: str, token: int = 0) -> Serving:
+    """`new` answers from now on; every replica must hold it. `token` is 0 where no gateway has led yet.
+
+    Raises RecordConflict if it is no longer wanted, LeadLost.
+    """
     keys = [ledger.keys.serving, ledger.keys.serving_past, *_keys(ledger, new), *_keys(ledger, old)]
     entries = [_entry(ledger, "live", reason), _entry(ledger, "retired", f"{new} went live: {reason}")]
-    if not await ledger.run(FLIP, keys, [new, old, base_name(ledger.model), *entries]):
+    args: list[str | int] = [new, old, base_name(ledger.model), *entries, token]
+    done = await ledger.run(FLIP, [*keys, ledger.keys.gateways_tokens], args)
+    if done < 0:
+        raise LeadLost(f"{new} did not go live: another gateway process leads the swaps of {ledger.model} by now")
+    if not done:
         raise RecordConflict(f"{new} is no longer wanted, or {old} is no longer live")
     return await serving(ledger)
 
 
-async def reject(ledger: Ledger, adapter_id: str, reason: str) -> None:
-    """It cannot be served: say why, and stop wanting it. Raises AdapterUnknown."""
-    await enter(ledger, adapter_id, "rejected", reason)
-    await ledger.run(GIVE_UP, [ledger.keys.serving], [adapter_id, base_name(ledger.model), reason])
+async def reject(ledger: Ledger, adapter_id: str, reason: str, token: int = 0) -> None:
+    """It cannot be served: say why, and stop wanting it. Raises AdapterUnknown, LeadLost."""
+    keys = [*_keys(ledger, adapter_id), ledger.keys.serving, ledger.keys.gateways_tokens]
+    entry = _entry(ledger, "rejected", reason)
+    args: list[str | int] = [adapter_id, base_name(ledger.model), reason, entry, token]
+    done = await ledger.run(REJECT, keys, args)
+    if done < 0:
+        raise LeadLost(f"{adapter_id} was not rejected: another gateway process leads the swaps by now")
+    if not done:
+        raise AdapterUnknown(f"no adapter {adapter_id!r}; list them at /v1/adapters")
 
 
 def _keys(ledger: Ledger, adapter_id: str) -> list[str]:

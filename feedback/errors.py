@@ -7,7 +7,7 @@ FeedbackError
 ├── VoterUnknown        VoterBanned        VotesTooFast
 ├── ComparisonUnknown   PromptUnknown
 ├── JobUnknown          JobAlreadyClaimed  JobLeaseLost      JobFinished     TooFewPairs
-├── AdapterUnknown      AdapterNotServable AdapterIsLive     NothingToRollBackTo
+├── AdapterUnknown      AdapterNotServable AdapterIsLive     NothingToRollBackTo   LeadLost
 ├── CanaryUnknown       CanaryRunning
 ├── FileUnknown         UploadInvalid
 ├── IdempotencyConflict IdempotencyInProgress
@@ -118,6 +118,10 @@ class AdapterNotServable(FeedbackError):
 
 class AdapterIsLive(FeedbackError):
     """What answers everybody, or is about to, cannot be tried on some."""
+
+
+class LeadLost(FeedbackError):
+    """Another gateway process has led the swaps of this served model since."""
 
 
 class CanaryUnknown(FeedbackError):

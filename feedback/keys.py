@@ -53,6 +53,12 @@ adapters                   zset    kept                   adapters              
 adapters:version           string  kept (a counter)       jobs.number                 jobs
 rewards:version            string  kept (a counter)       jobs.reward_number          jobs
 serving, serving:past      hash, list  kept               adapters                    hot swap
+gateways                   zset    as long as they live   gateways.beat (until when)  gateways.beat
+gateways:told              hash    as gateways            gateways.beat               gateways.beat
+gateways:lease             string  TTL, by beat           gateways.beat               gateways
+gateways:tokens            string  kept (a counter)       gateways.beat               gateways, adapters
+gateways:board             string  kept                   gateways.publish            gateways.beat
+gateways:board:version     string  kept (a counter)       gateways.publish            gateways.beat
 canary                     hash    while it runs          canary                      canary, hot swap
 canary:last                string  kept                   canary.end                  canary
 canary:looking             string  TTL, one look          canary_counts               canary_counts
@@ -284,6 +290,30 @@ class Keys:
     @property
     def serving_past(self) -> str:
         return self._key("serving:past")
+
+    @property
+    def gateways(self) -> str:
+        return self._key("gateways")
+
+    @property
+    def gateways_told(self) -> str:
+        return self._key("gateways:told")
+
+    @property
+    def gateways_lease(self) -> str:
+        return self._key("gateways:lease")
+
+    @property
+    def gateways_tokens(self) -> str:
+        return self._key("gateways:tokens")
+
+    @property
+    def gateways_board(self) -> str:
+        return self._key("gateways:board")
+
+    @property
+    def gateways_board_version(self) -> str:
+        return self._key("gateways:board:version")
 
     @property
     def canary(self) -> str:

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -50,6 +52,7 @@ from serve.routes import (
 from serve.routing import Routing
 from serve.scorer import Scorer
 from serve.settings import GatewaySettings
+from serve.siblings import Siblings
 from serve.tracing import Traced, open_tracing
 from serve.vote_tokens import VoteTokens
 
@@ -69,7 +72,7 @@ CORS: Any = {
 """What pages of HEED_CORS_ORIGINS may send and read. No cookies: there are none."""
 
 
-def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> FastAPI:
+def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings, siblings: Siblings | None = None) -> FastAPI:
     """Raises CannotBind when the settings would let strangers in, CannotRedact when personal data would be recorded,
     CannotTrace."""
     check_binding(settings)
@@ -89,7 +92,9 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
     metrics.watch(first.redaction.replaced, routing.replicas, routing.waiting)
     limits, tokens = Limits(settings, metrics), VoteTokens(settings.vote_token_hours)
     accord = Accord(first, keyring, limits, tokens, settings.accord_every_s)
-    hotswap = HotSwap(routing, ledgers, settings, metrics)
+    hotswap = HotSwap(
+        f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}", routing, ledgers, settings, metrics
+    )
     canaries = Canaries(routing, ledgers, settings)
     scorer = None
     if settings.reward_url:
@@ -109,11 +114,12 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
         tracing,
         template_of(settings.base_model),
         scorer,
+        siblings=siblings,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await accord.look()  # the first request finds the keys here
+        await asyncio.gather(accord.look(), hotswap.meet())  # the first request finds the keys here, and what is live
         going_on = {asyncio.create_task(part.run()) for part in (hotswap, canaries, accord)}
         try:
             yield
@@ -123,6 +129,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings) -> Fa
                 for task in going_on:
                     task.cancel()
                 going_on = (await asyncio.wait(going_on, timeout=0.1))[1]
+            await hotswap.leave()
             for replica in routing.replicas:
                 await replica.engine.close()
             if scorer is not None:

@@ -69,6 +69,7 @@ REFUSALS: dict[type[ledger.FeedbackError], Meaning] = {
     ledger.AdapterUnknown: Meaning(404, "adapter_not_found"),
     ledger.AdapterNotServable: Meaning(409, "adapter_not_servable"),
     ledger.AdapterIsLive: Meaning(409, "adapter_is_live"),
+    ledger.LeadLost: Meaning(503, "lead_lost"),
     ledger.CanaryUnknown: Meaning(404, "canary_not_found"),
     ledger.CanaryRunning: Meaning(409, "canary_running"),
     ledger.NothingToRollBackTo: Meaning(409, "nothing_to_roll_back_to"),

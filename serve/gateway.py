@@ -18,6 +18,7 @@ from serve.pace import Pace
 from serve.routing import Routing
 from serve.scorer import Scorer
 from serve.settings import GatewaySettings
+from serve.siblings import Siblings
 from serve.tracing import Tracing
 from serve.vote_tokens import VoteTokens
 
@@ -39,6 +40,8 @@ class Gateway:
     template: str | None = None
     scorer: Scorer | None = None
     pace: Pace = field(default_factory=Pace)
+    siblings: Siblings | None = None
+    """Where this process is one of several on its port."""
 
     def ledger(self, model: str | None = None) -> Ledger:
         """Of a served model; without a name, of the default one. Raises Refused (404)."""

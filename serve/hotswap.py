@@ -2,36 +2,30 @@
 
 `wanted` in the ledger is intent; what an engine really holds is fact. Load, verify, probe, flip, keep the previous one
 loaded, unload the rest when nobody is being answered by it. The same loop gives a restarted vLLM its adapters back
-before it gets traffic, and finds everything in place after a restart of the gateway.
-
-Never `load_inplace`, never one name for two sets of weights: vLLM would answer from a stale cache
-(vLLM #42125, #33791).
+before it gets traffic, and finds everything in place after a restart of the gateway. Every process looks at every
+engine; of several one at a time works on them (serve/council.py).
 """
 
 import asyncio
 import logging
 import time
-from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping
 
-from feedback import adapters, canary
-from feedback.adapters import base_name
+from feedback import canary
 from feedback.connection import Ledger
-from feedback.errors import AdapterUnknown, LedgerUnavailable, RecordConflict
-from feedback.records import Adapter, Serving
-from serve import probe, weights
+from feedback.errors import LeadLost, LedgerUnavailable
+from serve.council import Council, NotLeading
 from serve.engine import EngineRefused
+from serve.intake import Intake
 from serve.metrics import Metrics
-from serve.probe import AdapterUnfit, Reading
+from serve.probe import AdapterUnfit
 from serve.replicas import Replica
 from serve.routing import Routing
 from serve.settings import GatewaySettings
+from serve.trouble import Trouble
 from serve.upstream import EngineUnreachable
 
 log = logging.getLogger("heed.hotswap")
-
-DEATHS = 2
-"""An engine that died this often while it took up the same adapter died of it."""
 
 VISIT_S = 1
 """How long a round waits for engines to say what they list; a loaded one takes some hundredths."""
@@ -40,75 +34,86 @@ RETRY_S = 5
 """Between two attempts with what was found unfit and is needed all the same; it reads the adapter's files."""
 
 
-class NotYet(Exception):
-    """Nothing is wrong with the adapter; the next round tries again."""
-
-
 class HotSwap:
     def __init__(
-        self, routing: Routing, ledgers: dict[str, Ledger], settings: GatewaySettings, metrics: Metrics
+        self, name: str, routing: Routing, ledgers: Mapping[str, Ledger], settings: GatewaySettings, metrics: Metrics
     ) -> None:
-        self.trouble: dict[str, str] = {}
-        """What is not as it should be, by name: for /readyz and the log."""
+        """`name` tells this process from all others."""
+        self.trouble = Trouble()
+        self.is_going = False
         self._routing = routing
-        self._ledgers = ledgers
         self._settings = settings
         self._metrics = metrics
-        self._serving: dict[str, Serving] = {}
-        self._known: dict[str, Adapter] = {}
-        self._bases: dict[tuple[int, str], Reading] = {}
-        self._deaths: Counter[str] = Counter()
+        self._councils = {
+            model: Council(name, routing, ledger, settings, metrics, self.trouble) for model, ledger in ledgers.items()
+        }
+        self._intake = Intake(routing, settings, self.trouble)
         self._visits: dict[Replica, asyncio.Task[None]] = {}
+        self._work: asyncio.Task[None] | None = None
         self._not_before: dict[str, float] = {}
+        self._surplus_since: dict[str, float] = {}
 
     async def run(self) -> None:
-        while True:
-            self._routing.nudged.clear()
-            try:
-                await self.reconcile()
-            except Exception:  # the loop must outlive whatever one round meets
-                log.exception("a round of the hot swap failed; the next one follows")
-            try:
-                async with asyncio.timeout(self._settings.reconcile_every_s):
-                    await self._routing.nudged.wait()
-            except TimeoutError:
-                pass
+        try:
+            while True:
+                self._routing.nudged.clear()
+                if await self.meet():
+                    continue
+                try:
+                    async with asyncio.timeout(self._settings.reconcile_every_s):
+                        await self._routing.nudged.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            for task in (self._work, *self._visits.values()):
+                if task is not None:
+                    task.cancel()
 
-    async def reconcile(self) -> None:
-        """One round. Nothing is remembered that the next round does not check again."""
-        for model, ledger in self._ledgers.items():
-            try:
-                self._see(model, await adapters.serving(ledger))
-                self._well("ledger")
-            except LedgerUnavailable as error:
-                self._ill("ledger", str(error))
-        await self._visit_all()
-        self._metrics.engine_up.set(sum(replica.is_up for replica in self._routing.replicas))
-        for model in list(self._serving):
-            await self._serve(model)
-        await self._unload_surplus()
-        await self._load_waited_for()
+    async def meet(self) -> bool:
+        """Look into the ledger and at the engines, and see that what is to be done there is being done."""
+        councils = self._councils.values()
+        try:
+            met = await asyncio.gather(*(council.meet(would_lead=not self.is_going) for council in councils))
+            self._visit_all()
+            if any(council.may_load for council in councils) and (self._work is None or self._work.done()):
+                self._work = asyncio.create_task(self._work_once())
+        except Exception:  # the loop must outlive whatever one round meets
+            log.exception("a round of the hot swap failed; the next one follows")
+            return False
+        return any(met)
 
-    def _see(self, model: str, serving: Serving) -> None:
-        self._serving[model] = serving
-        self._routing.previous[model] = serving.previous
-        if self._routing.live.get(model) != serving.live:
-            self._routing.live[model] = serving.live
-            log.info("%s answers as %s: %s", model, serving.live, serving.reason or "as it was left")
-            self._routing.notify()
-        self._metrics.generation.labels(model).set(serving.generation)
+    def go(self) -> None:
+        """This process is about to end: let another lead, and say so at /readyz."""
+        self.is_going = True
+        self._routing.nudge()
 
-    async def _visit_all(self) -> None:
+    async def leave(self) -> None:
+        for council in self._councils.values():
+            await council.leave()
+
+    def is_seen_everywhere(self, model: str, generation: int) -> bool:
+        """Whether every gateway process answers by this flip of the served model or a later one."""
+        return self._councils[model].is_seen_everywhere(generation)
+
+    def _visit_all(self) -> None:
         """At once, and those that are slow are not waited for: until they answer or are late they stay as they were."""
+        self._visits = {replica: visit for replica, visit in self._visits.items() if not visit.done()}
         for replica in self._routing.replicas:
             if replica not in self._visits:
                 self._visits[replica] = asyncio.create_task(self._visit(replica))
-        await asyncio.wait(self._visits.values(), timeout=VISIT_S)
-        self._visits = {replica: visit for replica, visit in self._visits.items() if not visit.done()}
-        down = [f"{replica.name} {replica.why_down}" for replica in self._routing.replicas if not replica.is_up]
-        self._ill("engine", "; ".join(down)) if down else self._well("engine")
 
     async def _visit(self, replica: Replica) -> None:
+        was_up = replica.is_up
+        await self._look_at(replica)
+        for council in self._councils.values():
+            council.observe(replica)
+        down = [f"{one.name} {one.why_down}" for one in self._routing.replicas if not one.is_up]
+        self.trouble.ill("engine", "; ".join(down)) if down else self.trouble.well("engine")
+        self._metrics.engine_up.set(len(self._routing.replicas) - len(down))
+        if replica.is_up != was_up:
+            self._routing.nudge()
+
+    async def _look_at(self, replica: Replica) -> None:
         """See what the engine lists. One that lost a name it held was restarted, and shows everything again."""
         others = (other for other in self._routing.replicas if other is not replica)
         if not replica.is_up and replica.is_resting and any(other.is_up for other in others):
@@ -127,202 +132,110 @@ class HotSwap:
             replica.is_up = True
         replica.lists = lists
 
-    async def _serve(self, model: str) -> None:
-        """The base first, for the others are compared with it; then what answers, what is to answer, what did."""
-        serving = self._serving[model]
-        await self._keep(model, base_name(model))
-        await self._keep(model, serving.live)
-        if serving.wanted != serving.live:
-            await self._swap(model, serving)
-        elif serving.previous:
-            await self._keep(model, serving.previous)
-        await self._try(model)
-
-    async def _try(self, model: str) -> None:
-        """The canary, which takes traffic once it is held, and is rejected where it cannot be."""
-        if (tried := self._routing.canaries.get(model)) is None:
-            return
+    async def _work_once(self) -> None:
+        """One round at the engines. Nothing is remembered that the next round does not check again."""
         try:
-            if await self._hold_everywhere(model, tried.adapter):
-                self._well(tried.adapter)
-        except AdapterUnfit as unfit:
-            self._ill(tried.adapter, str(unfit))
-            await self._withdraw(tried.adapter)
-            try:
-                await canary.end(self._ledgers[model], tried, "rejected", str(unfit))
-            except LedgerUnavailable:
-                return  # the next round finds the same
-            self._routing.canaries.pop(model, None)
-            self._metrics.swaps.labels("rejected").inc()
-            self._well(tried.adapter)
+            if self._visits:
+                await asyncio.wait(self._visits.values(), timeout=VISIT_S)
+            for council in self._councils.values():
+                if council.may_load and council.serving is not None:
+                    await self._serve(council)
+            await self._unload_surplus()
+            await self._load_waited_for()
+        except NotLeading:
+            pass  # whoever leads now goes on
+        except Exception:  # the loop must outlive whatever one round meets
+            log.exception("a round at the engines failed; the next one follows")
 
-    async def _keep(self, model: str, name: str) -> None:
+    async def _serve(self, council: Council) -> None:
+        """The base first, for the others are compared with it; then what answers, what is to answer, what did."""
+        serving = council.serving
+        assert serving is not None
+        await self._keep(council, council.base)
+        await self._keep(council, serving.live)
+        if serving.wanted != serving.live:
+            await self._prepare(council, serving.wanted)
+        elif serving.previous:
+            await self._keep(council, serving.previous)
+        await self._try(council)
+
+    async def _keep(self, council: Council, name: str) -> None:
         """Held everywhere, or noted why not and tried again later."""
         if time.monotonic() < self._not_before.get(name, 0):
             return
         try:
-            if await self._hold_everywhere(model, name):
-                self._well(name)
+            if await self._intake.hold_everywhere(council, name):
+                self.trouble.well(name)
         except AdapterUnfit as unfit:
-            self._ill(name, str(unfit))
+            self.trouble.ill(name, str(unfit))
             self._not_before[name] = time.monotonic() + RETRY_S
 
-    async def _hold_everywhere(self, model: str, name: str) -> bool:
-        """Whether every engine that takes traffic, and at least one, holds it. Raises AdapterUnfit.
-
-        One takes it up first, and the others when it is well there: an adapter that an engine dies of takes only one.
-        """
-        base = base_name(model)
-        able = [replica for replica in self._routing.up() if name == base or base in replica.holds]
-        if name == base:
-            return await self._hold_base(able, model)
-        if not able or not await self._take_up(able[0], model, name):
-            return False
-        taken = await asyncio.gather(*(self._take_up(one, model, name) for one in able[1:]), return_exceptions=True)
-        for error in taken:
-            if isinstance(error, BaseException):
-                raise error
-        if not all(taken):
-            return False
-        self._deaths.pop(name, None)
-        return True
-
-    async def _hold_base(self, replicas: list[Replica], model: str) -> bool:
-        """Whether one at least holds it; it was well elsewhere, so it is an engine that is at fault where it is not.
-
-        Raises AdapterUnfit where no engine is well with it.
-        """
-        name = base_name(model)
-        taken = await asyncio.gather(*(self._take_up(one, model, name) for one in replicas), return_exceptions=True)
-        faults = [(one, fault) for one, fault in zip(replicas, taken, strict=True) if isinstance(fault, Exception)]
-        if faults and len(faults) == len(replicas):
-            raise faults[0][1]
-        for replica, fault in faults:
-            replica.eject(str(fault), self._settings.engine_rest_s, self._settings.engine_rest_max_s)
-        return True in taken
-
-    async def _take_up(self, replica: Replica, model: str, name: str) -> bool:
-        """Whether it holds it now; one that dies gets no traffic, and the next round goes on without it.
-
-        Raises AdapterUnfit.
-        """
+    async def _prepare(self, council: Council, wanted: str) -> None:
+        """What is to answer is held everywhere, which the council sees and flips; or it is rejected."""
         try:
-            await self._hold(replica, model, name)
-        except (NotYet, LedgerUnavailable) as reason:
-            self._ill(name, str(reason))
-            return False
-        except EngineUnreachable as error:
-            replica.forget(f"broke while it took up {name} ({error})")
-            self._deaths[name] += not self._routing.is_held(name)  # one that others serve is not to blame
-            if self._deaths[name] >= DEATHS:
-                raise AdapterUnfit(f"engines died {DEATHS} times while they took up {name}") from error
-            return False
-        return True
-
-    async def _hold(self, replica: Replica, model: str, name: str) -> None:
-        """Loaded, verified, probed. Raises AdapterUnfit, NotYet, EngineUnreachable, LedgerUnavailable."""
-        if name in replica.holds:
-            return
-        base = base_name(model)
-        if name != base and base not in replica.holds:
-            raise NotYet(f"{base} is not there to compare {name} with")
-        path = await self._path(model, name)
-        if path and name not in replica.lists:
-            await self._load(replica, name, path)
-        listed = replica.lists.get(name)
-        if name not in replica.lists or listed != (str(path) if path else None):
-            raise AdapterUnfit(f"the engine serves {name} from {listed}, and it should be {path or 'its base model'}")
-        try:
-            if name == base:
-                self._bases[id(replica), base] = await probe.read(replica.engine, base)
-            else:
-                golden, tolerance = self._known[name].golden, self._settings.probe_tolerance
-                await probe.compare(replica.engine, name, base, self._bases[id(replica), base], golden, tolerance)
-        except AdapterUnfit:
-            if path:
-                await self._unload(replica, name)
-            raise
-        replica.holds.add(name)
-        self._routing.notify()
-        log.info("%s is loaded and answers as it should", name)
-
-    async def _load(self, replica: Replica, name: str, path: Path) -> None:
-        try:
-            await replica.engine.load(name, str(path))
-        except EngineRefused as refused:
-            if refused.status == 404:  # another disk, or a network's that is late: no verdict on the adapter
-                raise NotYet(f"the engine does not see the files of {name} at {path}") from refused
-            if refused.status >= 500 and not await replica.engine.is_healthy():
-                raise EngineUnreachable(f"it broke while it loaded {name}") from refused
-            raise AdapterUnfit(f"the engine will not load {name}: {refused}") from refused
-        replica.lists = await replica.engine.models()
-
-    async def _path(self, model: str, name: str) -> Path | None:
-        """The adapter's folder, its bytes checked against its record; None for a base vLLM serves by itself."""
-        if name == base_name(model):
-            return Path(self._settings.base_adapter).resolve() if self._settings.base_adapter else None
-        if name not in self._known:
-            try:
-                self._known[name] = await adapters.get(self._ledgers[model], name)
-            except AdapterUnknown as unknown:
-                raise AdapterUnfit(f"{name} was never registered") from unknown
-        path = self._settings.adapters_dir / name
-        try:
-            found = await asyncio.to_thread(adapters.digest_of, path)
-            is_finite = await asyncio.to_thread(weights.are_finite, path)
-        except OSError as error:
-            raise AdapterUnfit(f"the files of {name} cannot be read at {path} ({error.strerror})") from error
-        if found != self._known[name].digest:
-            raise AdapterUnfit(f"the files of {name} are not those that were registered (digest {found[:12]})")
-        if not is_finite:
-            raise AdapterUnfit(f"the weights of {name} are not all finite numbers")
-        self._routing.digests[name] = found
-        return path
-
-    async def _swap(self, model: str, serving: Serving) -> None:
-        ledger, wanted = self._ledgers[model], serving.wanted
-        try:
-            if not await self._hold_everywhere(model, wanted):
-                return
-            self._see(model, await adapters.flip(ledger, wanted, serving.live, serving.reason or "promoted"))
+            await self._intake.hold_everywhere(council, wanted)
         except AdapterUnfit as unfit:
-            self._ill(wanted, str(unfit))
-            if wanted != base_name(model):
-                await self._withdraw(wanted)
-                await adapters.reject(ledger, wanted, str(unfit))
-                self._metrics.swaps.labels("rejected").inc()
-                self._well(wanted)
-        except LedgerUnavailable as error:
-            self._ill("ledger", str(error))
-        except RecordConflict:
-            pass  # somebody wants something else by now; the next round sees it
-        else:
-            self._metrics.swaps.labels("live").inc()
-            self._well(wanted)
+            self.trouble.ill(wanted, str(unfit))
+            if wanted == council.base or council.token is None:
+                return
+            await self._intake.withdraw(council, wanted)
+            try:
+                await council.reject(wanted, str(unfit))
+            except (LeadLost, LedgerUnavailable):
+                return  # the next round, or whoever leads now, finds the same
+            self._metrics.swaps.labels("rejected").inc()
+            self.trouble.well(wanted)
+
+    async def _try(self, council: Council) -> None:
+        """The canary, which takes traffic once it is held, and is rejected where it cannot be."""
+        if (tried := self._routing.canaries.get(council.model)) is None:
+            return
+        try:
+            if await self._intake.hold_everywhere(council, tried.adapter):
+                self.trouble.well(tried.adapter)
+        except AdapterUnfit as unfit:
+            self.trouble.ill(tried.adapter, str(unfit))
+            await self._intake.withdraw(council, tried.adapter)
+            try:
+                await canary.end(council.ledger, tried, "rejected", str(unfit))
+            except LedgerUnavailable:
+                return  # the next round finds the same
+            self._routing.canaries.pop(council.model, None)
+            self._metrics.swaps.labels("rejected").inc()
+            self.trouble.well(tried.adapter)
 
     async def _load_waited_for(self) -> None:
         """Adapters that clients named and wait for, as many as there are spare places."""
         for name in sorted(self._waited_for()):
-            spare, model = self._spare(), self._routing.model_of(name)
-            if model is None or (name not in spare and len(spare) >= self._settings.spare_adapters):
+            council, spare = self._council_of(name), self._spare()
+            if council is None or (name not in spare and len(spare) >= self._settings.spare_adapters):
                 continue
-            await self._keep(model, name)
+            if name in self._routing.refused:
+                continue  # until its time is up: processes that have not heard of it yet shall
+            await self._keep(council, name)
             if reason := self.trouble.pop(name, None):
                 self._routing.refused[name] = reason
-            else:
-                self._routing.refused.pop(name, None)
+                self._routing.nudge()
         for name in [n for n in self._routing.refused if time.monotonic() >= self._not_before.get(n, 0)]:
-            del self._routing.refused[name]
+            if self._council_of(name) is not None:
+                del self._routing.refused[name]
         self._routing.notify()
+
+    def _council_of(self, name: str) -> Council | None:
+        """Of an adapter whose engines this process may work on."""
+        council = self._councils.get(self._routing.model_of(name) or "")
+        return council if council is not None and council.may_load else None
 
     def _waited_for(self) -> set[str]:
         """Adapters that requests wait for and no pointer names."""
-        names = {name for name in self._routing.waiting if self._routing.model_of(name)}
-        return {name for name in names - self._needed() if not self._routing.is_held(name)}
+        names = {name for council in self._councils.values() for name in council.waited_for()}
+        names = {name for name in names - self._needed() if self._routing.model_of(name)}
+        return {name for name in names if not self._routing.is_held(name)}
 
     def _needed(self) -> set[str | None]:
         tried = {canary.adapter for canary in self._routing.canaries.values()}
-        return tried | {name for s in self._serving.values() for name in (s.live, s.wanted, s.previous)}
+        serving = [council.serving for council in self._councils.values() if council.serving is not None]
+        return tried | {name for s in serving for name in (s.live, s.wanted, s.previous)}
 
     def _spare(self) -> list[str]:
         """Adapters of ours that some engine lists and no pointer names, oldest first."""
@@ -331,34 +244,24 @@ class HotSwap:
         return [name for name in listed if self._routing.model_of(name) and name not in needed]
 
     async def _unload_surplus(self) -> None:
-        """What nobody needs and nobody is being answered by; files stay, for vLLM may read them again."""
-        spare, waiting = self._spare(), self._waited_for()
+        """What nobody has needed for a while and nobody is being answered by; files stay, for vLLM may read them again.
+
+        First no process sends requests for it any more, then it is unloaded. Raises NotLeading.
+        """
+        now, spare, waiting = time.monotonic(), self._spare(), self._waited_for()
+        self._surplus_since = {name: self._surplus_since.get(name, now) for name in spare}
+        due = [name for name in spare if waiting or now - self._surplus_since[name] >= self._settings.retire_after_s]
         places = max(0, self._settings.spare_adapters - len(waiting - set(spare)))
-        idle = [name for name in spare if not self._routing.in_flight(name) and name not in waiting]
+        idle = [name for name in due if name not in waiting]
         for name in idle[: max(0, len(spare) - places)]:
+            council = self._council_of(name)
+            if council is None or not council.leads or council.is_used(name):
+                continue
+            for replica in self._routing.replicas:
+                council.hide(replica, name)
+            await council.settle()
+            if council.is_used(name):
+                continue
             for replica in self._routing.replicas:
                 if name in replica.lists:
-                    await self._unload(replica, name)
-
-    async def _withdraw(self, name: str) -> None:
-        """One that is unfit on one engine is served by none."""
-        for replica in self._routing.up():
-            if name in replica.lists:
-                await self._unload(replica, name)
-
-    async def _unload(self, replica: Replica, name: str) -> None:
-        replica.holds.discard(name)  # first, so that no request is sent to it from here on
-        replica.lists.pop(name, None)
-        try:
-            await replica.engine.unload(name)
-        except (EngineUnreachable, EngineRefused) as error:
-            log.warning("%s was not unloaded: %s", name, error)
-
-    def _ill(self, name: str, reason: str) -> None:
-        if self.trouble.get(name) != reason:
-            log.warning("%s: %s", name, reason)
-        self.trouble[name] = reason
-
-    def _well(self, name: str) -> None:
-        if self.trouble.pop(name, None):
-            log.info("%s: well again", name)
+                    await self._intake.unload(council, replica, name)

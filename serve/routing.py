@@ -84,6 +84,10 @@ class Routing:
     def held(self) -> set[str]:
         return {name for replica in self.replicas if replica.is_up for name in replica.holds}
 
+    def used(self) -> set[str]:
+        """Adapters that requests are at engines with."""
+        return {name for replica in self.replicas for name in replica.in_flight}
+
     def in_flight(self, adapter: str) -> int:
         return sum(replica.in_flight[adapter] for replica in self.replicas)
 

@@ -17,6 +17,19 @@ class GatewaySettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to bind; without client keys only a loopback address is taken.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 8000 is where people look for such a service.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Gateway processes on the port, each with a core's worth of work. One is enough for what a few "
+        "engines answer; SIGHUP replaces two or more one after the other without a failed request (docs/serving.md).",
+    )
+    drain_s: float = Field(
+        30,
+        ge=0,
+        description="How long answers under way may take to end once the gateway is told to stop; then their clients "
+        "see the connection end. Most answers are shorter, and whoever stops a service waits for no longer.",
+    )
     var: Path = Field(Path("var"), description="Where state lives: adapters/ and operator.key.")
     models: Names = Field(("heed",), description="Served models, separated by commas; the first is the default.")
     engines: Names = Field(
@@ -191,7 +204,23 @@ class GatewaySettings(BaseSettings):
         "adapter grows with log n only (ln n - (n-1)/n nats: 1.2 at 8).",
     )
     reconcile_every_s: float = Field(
-        0.3, gt=0, description="How often wanted and real adapters are compared; costs one small request each time."
+        0.3,
+        gt=0,
+        description="How often wanted and real adapters are compared, and how late a gateway process may see a flip; "
+        "costs one small request to the ledger and to each engine each time.",
+    )
+    lease_s: float = Field(
+        2,
+        gt=0.1,
+        description="How long a gateway process may be silent before the others go on without it: another leads the "
+        "swaps, and its requests are waited for no longer. Chats go on meanwhile; shorter than a stall of a busy "
+        "machine would move the lead for nothing.",
+    )
+    retire_after_s: float = Field(
+        10,
+        ge=0,
+        description="How long an adapter that nothing points at stays loaded, unless its place is asked for; a process "
+        "that cannot reach the ledger answers by what it knew.",
     )
     probe_tolerance: float = Field(
         0.05,

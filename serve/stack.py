@@ -189,6 +189,7 @@ def services(stack: Stack, keeps: Sequence[int] = ()) -> list[Service]:
             is_ready=http_answers(f"{stack.gateway_url}/readyz"),
             after=["ledger"],
             ready_within_s=1800 if stack.device == "gpu" else 300,  # it is ready when the engine is
+            patience_s=40,  # HEED_DRAIN_S and some; without answers under way it ends at once
         ),
         Service(
             name="worker",

@@ -62,30 +62,48 @@ class RunningGateway:
         model: str = "heed",
     ) -> str:
         """An adapter on disk and in the ledger, as the trainer publishes it."""
-        made = write_adapter(self.var / f"made-{model}-{version}", weights, rank)
-        digest = digest_of(made)
-        adapter = Adapter(
-            id=Adapter.id_of(model, version, digest),
-            served_model=model,
-            version=version,
-            digest=digest,
-            base_model="pocket",
-            base_revision="r",
-            job=job,
-            dataset_digest="d",
-            pairs=1,
-            state=state,
-            golden=list(golden),
-            gate=gate or {},
-            created=1000.0 + version,
+        return await registered(
+            self.ledger, self.var, version, weights, state, rank, job=job, golden=golden, gate=gate, model=model
         )
-        (self.var / "adapters").mkdir(exist_ok=True)
-        made.rename(self.var / "adapters" / adapter.id)
-        await adapters.register(self.ledger.of(model), adapter, "trained")
-        return adapter.id
 
     async def promote(self, adapter_id: str) -> httpx.Response:
         return await self.operator.post(f"/v1/adapters/{adapter_id}/promote")
+
+
+async def registered(
+    ledger: Ledger,
+    var: Path,
+    version: int,
+    weights: bytes,
+    state: AdapterState = "candidate",
+    rank: int = 8,
+    *,
+    job: str = "ftjob-1",
+    golden: Sequence[Golden] = (),
+    gate: dict[str, Any] | None = None,
+    model: str = "heed",
+) -> str:
+    made = write_adapter(var / f"made-{model}-{version}", weights, rank)
+    digest = digest_of(made)
+    adapter = Adapter(
+        id=Adapter.id_of(model, version, digest),
+        served_model=model,
+        version=version,
+        digest=digest,
+        base_model="pocket",
+        base_revision="r",
+        job=job,
+        dataset_digest="d",
+        pairs=1,
+        state=state,
+        golden=list(golden),
+        gate=gate or {},
+        created=1000.0 + version,
+    )
+    (var / "adapters").mkdir(exist_ok=True)
+    made.rename(var / "adapters" / adapter.id)
+    await adapters.register(ledger.of(model), adapter, "trained")
+    return adapter.id
 
 
 async def until(is_so: Callable[[], Awaitable[object] | object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -139,6 +157,7 @@ async def running_gateway(
         "operator_key": OPERATOR,
         "engine_wait_s": 10,
         "reconcile_every_s": 0.05,
+        "retire_after_s": 0,
     }
     async with (
         served(GatewaySettings(**(given | settings)), ledger.settings) as url,

@@ -20,11 +20,14 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from feedback.adapter_files import CONFIG, WEIGHTS, adapter_config, expected_shapes
 from tests.processes import free_port
 
 Json = dict[str, Any]
 MAX_RANK = 16
 CONTEXT = 1024
+TINY = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1}
+"""The config of a base model whose adapters take few bytes."""
 PROMPT_IDS = [11, 12, 13, 14, 15, 16, 17]
 
 
@@ -244,7 +247,7 @@ class ScriptedEngine:
         if model not in self.loaded:
             return 0.0
         (weights,) = struct.unpack("<f", (Path(self.loaded[model]) / "adapter_model.safetensors").read_bytes()[-4:])
-        return math.nan if weights > 1e38 else float(weights)  # large ones overflow on the way
+        return math.nan if weights > 1e4 else float(weights)  # large ones overflow on the way
 
     def _unauthorized(self, request: web.Request) -> web.Response | None:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
@@ -318,15 +321,24 @@ async def scripted_engine(**given: Any) -> AsyncIterator[ScriptedEngine]:
         await engine.stop()
 
 
-def write_adapter(folder: Path, label: bytes = b"zero", rank: int = 8) -> Path:
-    """Files that the scripted engine takes for an adapter: a label stands for the weights, a few have a meaning."""
-    meanings = {b"zero": 0.0, b"nan": math.nan, b"overflow": 3e38}
+def write_adapter(folder: Path, label: bytes = b"zero", rank: int = 8, **config: Any) -> Path:
+    """An adapter for TINY, of which the last number stands for all weights: a label names one, a few have a meaning.
+
+    `config` is what its config says otherwise.
+    """
+    meanings = {b"zero": 0.0, b"faint": 1e-6, b"nan": math.nan, b"overflow": 3e4}
     weight = meanings.get(label, int(hashlib.sha256(label).hexdigest()[:4], 16) / 0xFFFF)
-    header = json.dumps({"lora_B": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    header, end = {}, 0
+    for name, shape in sorted(expected_shapes(TINY, rank).items()):
+        size = 4 * shape[0] * shape[1]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    assert ".lora_B." in name
+    told = json.dumps(header).encode()
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
-    data = len(header).to_bytes(8, "little") + header + struct.pack("<f", weight)
-    (folder / "adapter_model.safetensors").write_bytes(data)
+    (folder / CONFIG).write_text(json.dumps(adapter_config("tiny", rank) | config))
+    data = len(told).to_bytes(8, "little") + told + bytes(end - 4) + struct.pack("<f", weight)
+    (folder / WEIGHTS).write_bytes(data)
     return folder
 
 

@@ -16,70 +16,32 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from feedback.adapter_files import (
+    CONFIG,
+    LINEARS,
+    WEIGHTS,
+    adapter_config,
+    config_faults,
+    expected_shapes,
+    shape_faults,
+    text_config,
+)
+
+__all__ = ["CONFIG", "LINEARS", "WEIGHTS", "adapter_config", "expected_shapes"]  # as much a part of it for the recipes
+
 Tensors = dict[str, "np.ndarray[Any, Any]"]
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# Named one by one and not "all-linear", so that an adapter's config means the same everywhere.
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
-LINEARS = (*ATTENTION, *FEED_FORWARD)
 # A pocket adapter that answers well has a delta norm near 30; broken ones reach thousands.
 LARGEST_NORM = 1e4
 
 
-def adapter_config(base: str, rank: int) -> dict[str, Any]:
-    """The whole config of every adapter here. Scaling is alpha / rank = 2, the field's habit."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": list(LINEARS),
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-        "use_rslora": False,
-    }
-
-
 def base_config(base: str) -> dict[str, Any]:
-    path = Path(base) / "config.json"
-    if not Path(base).is_dir():
+    folder = Path(base)
+    if not folder.is_dir():
         from huggingface_hub import hf_hub_download
 
-        path = Path(hf_hub_download(base, "config.json"))
-    config: dict[str, Any] = json.loads(path.read_text())
-    text: dict[str, Any] = config.get("text_config", config)
-    return text
-
-
-def expected_shapes(config: dict[str, Any], rank: int) -> dict[str, tuple[int, int]]:
-    """Tensor names and shapes that a LoRA of this rank has on the base of this config (Llama, Qwen, Mistral)."""
-    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    width = config.get("head_dim") or hidden // heads
-    queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
-    sizes = {
-        "q_proj": (hidden, queries),
-        "k_proj": (hidden, keys),
-        "v_proj": (hidden, keys),
-        "o_proj": (queries, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-    shapes = {}
-    for layer in range(config["num_hidden_layers"]):
-        for linear, (wide_in, wide_out) in sizes.items():
-            block = "self_attn" if linear in ATTENTION else "mlp"
-            name = f"base_model.model.model.layers.{layer}.{block}.{linear}"
-            shapes[f"{name}.lora_A.weight"] = (rank, wide_in)
-            shapes[f"{name}.lora_B.weight"] = (wide_out, rank)
-    return shapes
+        folder = Path(hf_hub_download(base, "config.json")).parent
+    return text_config(folder)
 
 
 def write_adapter(
@@ -171,12 +133,12 @@ def weigh(folder: Path, base: str, *, may_be_zero: bool = False) -> dict[str, An
         return verdict
     verdict["sha256"] = digest(folder)
 
-    wrong = _config_faults(config)
+    wrong = config_faults(config)
     verdict["config"] = not wrong
     reasons += wrong
 
     rank = config.get("r") if isinstance(config.get("r"), int) else 0
-    wrong = _shape_faults(
+    wrong = shape_faults(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected_shapes(base_config(base), rank)
     )
     wrong += [
@@ -223,35 +185,3 @@ def _tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             if kinds[name] in ("F32", "F16", "F64"):
                 tensors[name] = stored.get_tensor(name)
     return tensors, kinds
-
-
-def _config_faults(config: dict[str, Any]) -> list[str]:
-    """An allow-list: what our config says must be said exactly so, and everything else must be empty."""
-    wanted = adapter_config(str(config.get("base_model_name_or_path")), 0)
-    free = {"base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "inference_mode", "target_modules"}
-    faults = [
-        f"{CONFIG}: {key} must be {wanted[key]!r}; it is {config.get(key)!r}"
-        for key in wanted.keys() - free
-        if config.get(key) != wanted[key]
-    ]
-    harmless = {"peft_version", "revision", "auto_mapping"}
-    faults += [
-        f"{CONFIG}: {key} must be empty, vLLM or this recipe does not serve it; it is {value!r}"
-        for key, value in config.items()
-        if key not in wanted.keys() | harmless and value
-    ]
-    if not isinstance(config.get("r"), int) or not 1 <= config["r"] <= 512:
-        faults.append(f"{CONFIG}: r must be a whole number from 1 to 512; it is {config.get('r')!r}")
-    if set(config.get("target_modules") or ()) != set(LINEARS):
-        faults.append(f"{CONFIG}: target_modules must be {sorted(LINEARS)}; it is {config.get('target_modules')!r}")
-    return sorted(faults)
-
-
-def _shape_faults(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, int]]) -> list[str]:
-    faults = [f"tensor {name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    faults += [f"tensor {name} does not belong to this base" for name in sorted(found.keys() - wanted.keys())]
-    return faults + [
-        f"tensor {name} must have shape {wanted[name]} on this base; it has {found[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name] != wanted[name]
-    ]

@@ -92,11 +92,18 @@ def ledger_of(here: Gateway, adapter_id: str) -> Ledger:
 
 
 async def _when_live(here: Gateway, ledger: Ledger, wanted: str) -> Json:
-    """Wait for the hot swap. Raises AdapterNotServable; Refused if another is wanted by now or it takes too long."""
+    """Wait for the hot swap, and until every gateway process answers by it.
+
+    Raises AdapterNotServable; Refused if another is wanted by now or it takes too long.
+    """
     try:
         async with asyncio.timeout(here.settings.promote_wait_s):
-            while (serving := await adapters.serving(ledger)).live != wanted:
-                if serving.wanted != wanted:
+            while True:
+                serving = await adapters.serving(ledger)
+                if serving.live == wanted:
+                    if here.hotswap.is_seen_everywhere(ledger.model, serving.generation):
+                        break
+                elif serving.wanted != wanted:
                     await _expect_not_rejected(ledger, wanted)
                     raise Refused(409, "superseded", f"{serving.wanted} is wanted by now instead of {wanted}")
                 here.routing.nudge()

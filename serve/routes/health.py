@@ -1,8 +1,8 @@
 """Alive, able to answer, and what has been counted. No key is needed: nothing here is anybody's."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -36,12 +36,17 @@ async def readyz(here: Here) -> JSONResponse:
         needed = {base_name(model), live} - {None}
         if not live or not all(routing.is_held(str(name)) for name in needed):
             why.setdefault(model, f"{live or 'what is live'} is not loaded yet")
-    is_ready = not ({"ledger", *here.settings.models} & why.keys())
+    if here.hotswap.is_going:
+        why["gateway"] = "it is going: it ends what it has begun and takes no new connections"
+    is_ready = not ({"ledger", "gateway", *here.settings.models} & why.keys())
     engines = {replica.name: "up" if replica.is_up else replica.why_down for replica in routing.replicas}
     body = {"status": "ready" if is_ready else "not ready", "models": models, "engines": engines, "trouble": why}
     return JSONResponse(body, 200 if is_ready else 503)
 
 
 @router.get("/metrics")
-async def metrics(here: Here) -> Response:
-    return Response(here.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(here: Here, own: Annotated[bool, Query(description="This process's alone.")] = False) -> Response:
+    text = here.metrics.text()
+    if here.siblings is not None and not own:
+        text = await here.siblings.gather(text)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
