@@ -79,8 +79,8 @@ class ScriptedEngine:
     room: int = 16
     """Adapters whose weights are kept (--max-cpu-loras); those of the one used longest ago make way, and are read again
     from its files when it is asked for."""
-    is_paused: bool = False
-    """It works on nothing, and seems well."""
+    works: asyncio.Event = field(default_factory=_set_event)
+    """Cleared, it is paused: it works on nothing, and seems well."""
     is_spoiled: bool = False
     """NaN is in freed KV blocks: whatever is shorter than one answers with it, a longer prompt is written over it."""
     answers: asyncio.Event = field(default_factory=_set_event)
@@ -95,6 +95,8 @@ class ScriptedEngine:
     """Which weights the prefix cache was computed with, by an adapter's name and path."""
     _batch: list[str] = field(default_factory=list)
     """The models of what it works on."""
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something is done with."""
     _dying: asyncio.Task[None] | None = None
 
     @property
@@ -208,8 +210,9 @@ class ScriptedEngine:
             return _error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
         if refused := _too_long(body):
             return refused
-        while self.is_paused or len({*self._batch, model} - set(self.base_models)) > self.slots:
-            await asyncio.sleep(0.01)
+        await self.works.wait()
+        while len({*self._batch, model} - set(self.base_models)) > self.slots:
+            await self._ended.wait()
         try:
             weights = self._weights(model)
         except FileNotFoundError:
@@ -244,6 +247,8 @@ class ScriptedEngine:
         finally:
             self.running.remove(answer.id)
             self._batch.remove(model)
+            self._ended.set()
+            self._ended = asyncio.Event()
 
     async def _whole(self, answer: "_Answer") -> web.StreamResponse:
         async for index, _ in self._paced(answer.script):

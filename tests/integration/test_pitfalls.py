@@ -1,6 +1,7 @@
 """What vLLM does that a gateway must not be caught by, each by its number.
 
-Where a number is covered by the test of something else, this says by which; the others are below.
+Where a number is covered by the test of something else, this says by which; the others are below, from P11 on in
+test_pitfalls_of_engines.py.
 
 P1   adapter files are gone, and the engine dies
 P2   `load_inplace` stays in force
@@ -41,13 +42,15 @@ from typing import Any
 
 import pytest
 
-from feedback.adapter_files import WEIGHTS, expected_shapes
-from feedback.connection import Ledger
-from serve import stack
-from serve.engine import Engine, EngineRefused
+from feedback.adapter_files import WEIGHTS, text_config
+from feedback.connection import Ledger, open_ledger
+from feedback.settings import LedgerSettings
+from serve import stack as embedded
+from serve.engine import Engine
 from serve.stack import Stack, StackSettings
-from tests.gateways import RunningGateway, running_gateway, until
+from tests.gateways import RunningGateway, registered, running_gateway, until
 from tests.scripted_engine import TINY, Script, ScriptedEngine, scripted_engine, write_adapter
+from tests.stack import Stack as WholeStack
 
 
 async def live(gateway: RunningGateway) -> str:
@@ -67,10 +70,6 @@ def overwrite(gateway: RunningGateway, adapter: str, label: bytes) -> None:
     """The files of `adapter` hold other weights from now on."""
     other = write_adapter(gateway.var / f"other-{adapter}-{label.decode()}", label)
     (gateway.var / "adapters" / adapter / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes())
-
-
-def command(device: stack.Device = "cpu", **given: Any) -> list[str]:
-    return stack.engine(Stack(StackSettings(var=Path("var"), **given), device, 1, (2,)), key="k").command
 
 
 async def test_p01_an_adapter_that_was_unloaded_is_still_on_disk_for_whatever_the_engine_has_begun(
@@ -170,7 +169,7 @@ async def test_p04_an_adapter_that_went_between_choice_and_request_is_brought_ba
 
 
 async def test_p05_the_next_adapter_finds_a_slot_while_all_others_are_in_use(ledger: Ledger, tmp_path: Path) -> None:
-    flags = command()
+    flags = embedded.engine(Stack(StackSettings(var=tmp_path), "cpu", 1, (2,)), key="k").command
     slots = int(flags[flags.index("--max-loras") + 1])
     async with (
         scripted_engine(slots=slots) as engine,
@@ -203,7 +202,7 @@ async def test_p05_an_engine_that_has_no_slot_free_keeps_its_traffic(
         scripted_engine(slots=2) as engine,
         running_gateway(ledger, tmp_path, engine, promote_wait_s=0) as gateway,
     ):
-        monkeypatch.setattr("serve.engine.CONTROL_TIMEOUT_S", 0.2)
+        monkeypatch.setattr("serve.engine.CONTROL_TIMEOUT_S", 2)
         one, two = await gateway.register(1, b"one"), await gateway.register(2, b"two")
         await gateway.promote(one)
         await until(lambda: is_live(gateway, one), "it is live")
@@ -250,7 +249,7 @@ async def on_tiny(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> Asy
     [
         (b"one", WIDER, {}, "must have shape"),
         (b"one", DEEPER, {}, "does not belong to this base"),
-        (b"one", TINY, {"r": 4}, "must have shape"),
+        (b"one", TINY, {"r": 4, "lora_alpha": 8}, "must have shape"),
         (b"one", TINY, {"lora_alpha": 1e5}, "lora_alpha must be"),
         (b"one", TINY, {"peft_type": "IA3"}, "peft_type must be"),
         (b"one", TINY, {"target_modules": ["lm_head", "embed_tokens"]}, "target_modules must be"),
@@ -308,117 +307,42 @@ async def test_p08_the_base_answers_as_itself_beside_adapters(gateway: RunningGa
     await beside
 
 
-async def test_p11_a_load_that_was_done_already_is_no_failure_and_any_other_refusal_is(
-    engine: ScriptedEngine, tmp_path: Path
+@pytest.mark.parametrize(
+    ("version", "label", "words"),
+    [(9001, b"nan", "not all finite"), (9002, b"faint", "answers exactly as heed-base does")],
+)
+async def test_p06_p07_the_real_engine_is_kept_from_adapters_that_are_unfit_and_stays_well(
+    stack: WholeStack, version: int, label: bytes, words: str
 ) -> None:
-    direct, files = Engine(engine.url), str(write_adapter(tmp_path / "one", b"one"))
+    where = LedgerSettings(ledger_url=f"redis://127.0.0.1:{stack.ledger_port}/0", var=stack.var)
+    ask = {"model": "heed", "messages": [{"role": "user", "content": "hi"}], "logprobs": True, "temperature": 0}
+    ledger = open_ledger(where)
+    bad = await registered(ledger, stack.var, version, label, base=text_config(stack.var / "pocket"))
+    await ledger.close()
+    with stack.http() as http:
+        before = http.post("/chat/completions", json=ask)
 
-    for _ in range(2):
-        await direct.load("one", files)
-    with pytest.raises(EngineRefused, match="conflicts"):
-        await direct.load("base", files)
+        refused = http.post(f"/adapters/{bad}/promote")
+        after = http.post("/chat/completions", json=ask)
 
-    assert await direct.models() == {"base": None, "one": files}
+    assert refused.status_code == 409, refused.text
+    assert words in refused.json()["error"]["message"]
+    assert (before.status_code, after.status_code) == (200, 200)
+    said = [[t["logprob"] for t in r.json()["choices"][0]["logprobs"]["content"]] for r in (before, after)]
+    assert said[0] == pytest.approx(said[1], abs=0.01)
+    assert all(math.isfinite(value) for value in said[1])
+
+
+async def test_p04_the_real_engine_is_given_back_what_it_forgot_and_the_request_is_answered(
+    stack: WholeStack,
+) -> None:
+    ask = {"model": "heed-base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    direct = Engine(f"http://127.0.0.1:{stack.engine_port}", stack.engine_key)
+    await direct.unload("heed-base")
+
+    with stack.http() as http:
+        reply = http.post("/chat/completions", json=ask)
+
+    assert (reply.status_code, reply.json()["model"]) == (200, "heed-base")
+    assert "heed-base" in await direct.models()
     await direct.close()
-
-
-async def test_p11_a_name_that_was_loaded_from_elsewhere_is_not_taken_for_it(
-    gateway: RunningGateway, tmp_path: Path
-) -> None:
-    one = await gateway.register(1, b"one")
-    elsewhere = write_adapter(tmp_path / "elsewhere", b"other")
-    gateway.engine.loaded[one] = str(elsewhere)
-
-    refused = await gateway.promote(one)
-
-    assert refused.status_code == 409
-    assert f"serves {one} from {elsewhere}" in refused.json()["error"]["message"]
-    assert await live(gateway) == "heed-base"
-
-
-@pytest.mark.parametrize("name", ["../heed-base", "/etc", "heed-v1-../../x", "heed-v1-00000000/../x", "base", "."])
-async def test_p13_no_name_that_is_a_path_reaches_the_engine(gateway: RunningGateway, name: str) -> None:
-    asked = len(gateway.engine.bodies)
-
-    refused = await gateway.chat(model=name)
-
-    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
-    assert len(gateway.engine.bodies) == asked
-
-
-async def test_p15_what_a_paused_engine_does_not_answer_another_does(ledger: Ledger, tmp_path: Path) -> None:
-    limits: dict[str, Any] = {"engine_silence_s": 0.3, "engine_wait_s": 0.1, "engine_rest_s": 30}
-    async with (
-        scripted_engine() as paused,
-        scripted_engine() as well,
-        running_gateway(ledger, tmp_path, paused, well, **limits) as gateway,
-    ):
-        await until(partial(all_hold, gateway, "heed-base"), "both take traffic")
-        paused.is_paused = True
-
-        replies = await asyncio.gather(*(gateway.chat(f"Topic {topic}") for topic in range(12)))
-
-        assert paused.is_healthy
-        assert [reply.status_code for reply in replies] == [200] * 12
-        assert await gateway.count("heed_retries_total") > 0
-        paused.is_paused = False
-
-
-async def all_hold(gateway: RunningGateway, adapter: str) -> bool:
-    engines = (await gateway.operator.get("/v1/engines")).json()["data"]
-    return all(adapter in engine.get("holds", ()) for engine in engines)
-
-
-async def test_p16_an_engine_has_computed_logprobs_before_its_first_client(gateway: RunningGateway) -> None:
-    engine = gateway.engine
-    engine.bodies.clear()
-    await engine.restart()
-
-    await gateway.chat()
-
-    assert [bool(body.get("logprobs")) for body in engine.bodies] == [True, True, False]
-
-
-async def test_p17_what_is_in_use_is_counted_here_and_not_asked_of_the_engine(
-    ledger: Ledger, tmp_path: Path, engine: ScriptedEngine
-) -> None:
-    async with running_gateway(ledger, tmp_path, engine, spare_adapters=0) as gateway:
-        ids = [await gateway.register(version, str(version).encode()) for version in (1, 2, 3)]
-        for adapter in ids:
-            await gateway.promote(adapter)
-            await gateway.chat()
-        await until(lambda: ids[0] not in engine.loaded, "what nobody uses is unloaded")
-
-        assert "GET /metrics" not in engine.targets
-
-
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_p18_an_engine_is_one_server_of_one_rank_without_connectors(device: stack.Device) -> None:
-    flags = {part for part in command(device, replicas=2) if part.startswith("-")}
-
-    assert "--enable-lora" in flags
-    assert not flags & {"--api-server-count", "--data-parallel-size", "-dp", "--kv-transfer-config", "--lora-modules"}
-
-
-def test_p19_on_cpu_the_server_is_started_as_a_module() -> None:
-    words = command()
-
-    assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
-    assert "serve" not in words
-
-
-async def test_p20_an_adapter_that_is_only_listed_is_looked_at_before_it_answers(gateway: RunningGateway) -> None:
-    one = await gateway.register(1, b"one")
-    gateway.engine.loaded[one] = str(gateway.var / "adapters" / one)
-
-    await gateway.promote(one)
-
-    assert await live(gateway) == one
-    assert one not in gateway.engine.loads
-    assert gateway.engine.log.index(f"probe {one}") < gateway.engine.log.index(f"answer {one}")
-
-
-async def test_p24_clients_name_no_connector(gateway: RunningGateway) -> None:
-    refused = await gateway.chat(kv_transfer_params={"do_remote_prefill": True})
-
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "kv_transfer_params")
