@@ -200,7 +200,7 @@ async def test_p05_an_engine_that_has_no_slot_free_keeps_its_traffic(
 ) -> None:
     async with (
         scripted_engine(slots=2) as engine,
-        running_gateway(ledger, tmp_path, engine, promote_wait_s=0) as gateway,
+        running_gateway(ledger, tmp_path, engine, promote_wait_s=0.5) as gateway,
     ):
         monkeypatch.setattr("serve.engine.CONTROL_TIMEOUT_S", 2)
         one, two = await gateway.register(1, b"one"), await gateway.register(2, b"two")

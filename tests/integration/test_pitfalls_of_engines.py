@@ -62,7 +62,7 @@ async def test_p13_no_name_that_is_a_path_reaches_the_engine(gateway: RunningGat
 
 
 async def test_p15_what_a_paused_engine_does_not_answer_another_does(ledger: Ledger, tmp_path: Path) -> None:
-    limits: dict[str, Any] = {"engine_silence_s": 0.3, "engine_wait_s": 0.1, "engine_rest_s": 30}
+    limits: dict[str, Any] = {"engine_silence_s": 2, "engine_wait_s": 0.1, "engine_rest_s": 30}
     async with (
         scripted_engine() as paused,
         scripted_engine() as well,
