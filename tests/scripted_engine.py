@@ -73,7 +73,7 @@ class ScriptedEngine:
     unloadable: set[str] = field(default_factory=set)
     """Adapters that this engine, and perhaps no other, fails to load."""
     answers: asyncio.Event = field(default_factory=_set_event)
-    """Cleared, it takes connections and says nothing more, as an engine does whose loop hangs."""
+    """Cleared, it takes connections and says nothing more, on none of them, as an engine does whose loop hangs."""
     is_healthy: bool = True
     pace_s: float = 0
     _runner: web.AppRunner | None = None
@@ -240,6 +240,7 @@ class ScriptedEngine:
                 await script.gate.acquire()
             if self.pace_s:
                 await asyncio.sleep(self.pace_s)
+            await self.answers.wait()
             yield index, token
 
     def _weights(self, model: str) -> float:
