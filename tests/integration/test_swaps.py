@@ -8,7 +8,7 @@ from feedback.check import violations
 from feedback.connection import Ledger
 from tests.fleet import gateway_process
 from tests.gateways import registered, until
-from tests.load.swaps import SWAPS, references, swap_under_load
+from tests.load.swaps import SWAPS, references, swap_under_load, unlike
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
 
 TOKENS = 12
@@ -48,7 +48,8 @@ async def test_sixteen_clients_stream_through_ten_swaps_two_rollbacks_a_canary_a
 
         assert [what for what, _, _ in report.windows].count("promote") == SWAPS + 2
         assert not report.failed_before
-        assert not report.mixed(own)
+        assert not report.named_twice
+        assert not unlike(report.streams, own)
         assert set(map(id, report.failed_within)) == set(map(id, report.on_killed))
         assert report.on_killed
         assert {*ids, "heed-base"} == {name for stream in report.streams for name in stream.models}

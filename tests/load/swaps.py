@@ -3,7 +3,8 @@
 The embedded stack with two real vLLM on the pocket model and random adapters; `swap_under_load` is the same for
 scripted engines (tests/integration/test_swaps.py). The engine is stopped for a moment before `kill -9`, so that it is
 known which streams were on it: those that had begun and got nothing more while the others went on. Each adapter's own
-answer, asked for alone before, tells a mixture; vLLM names the adapter in every event, too.
+answer, asked for alone before, tells a mixture, and each event names its adapter. vLLM's numbers depend a little on what
+else is in the batch, so some answers differ without a swap as well: how many is measured before.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from tests.stack import Stack
 
 PROMPTS = ("How do I build a kite?", "How do I bake bread?", "How do I mend a bicycle?", "How do I plant a tree?")
 SWAPS, KILL_AFTER, BACK_AFTER = 10, 5, (3, 7)
-"""Numbers of swaps: the engine is killed after one, two are taken back and made again, and the last is a canary first."""
+"""Numbers of swaps: the engine is killed after one, two are taken back and made again. The last is a canary first."""
 
 STALL_S = 1.5
 """Nothing came on a stream for so long, of an engine that gives a token in some 40 ms."""
@@ -80,17 +81,10 @@ class Report:
     def failed_within(self) -> list[Stream]:
         return [stream for stream in self.streams if stream.failure and stream.first is not None]
 
-    def mixed(self, references: Mapping[tuple[str, str], str]) -> list[Stream]:
-        """Named by two adapters, or with text that is not the beginning of its adapter's own."""
-        return [
-            stream
-            for stream in self.streams
-            if len(stream.models) > 1 or (stream.models and not self._is_own(stream, references))
-        ]
-
-    def _is_own(self, stream: Stream, references: Mapping[tuple[str, str], str]) -> bool:
-        own = references[min(stream.models), stream.prompt]
-        return own.startswith(stream.text) if stream.failure else own == stream.text
+    @property
+    def named_twice(self) -> list[Stream]:
+        """Answers whose events name more than one adapter."""
+        return [stream for stream in self.streams if len(stream.models) > 1]
 
     def first_s(self) -> tuple[list[float], list[float]]:
         """Of streams that began while a swap was under way, and in as long a time before each."""
@@ -105,10 +99,22 @@ class Report:
         return within, before
 
 
+def unlike(streams: Sequence[Stream], own: Mapping[tuple[str, str], str]) -> list[Stream]:
+    """Answers that are not their adapter's own, or its beginning where they failed."""
+    return [
+        stream
+        for stream in streams
+        if not stream.failure or stream.text
+        if not (text := own[min(stream.models), stream.prompt]).startswith(stream.text)
+        or not (stream.failure or text == stream.text)
+    ]
+
+
 class Crowd:
-    def __init__(self, http: httpx.AsyncClient, clients: int, tokens: int) -> None:
+    def __init__(self, http: httpx.AsyncClient, clients: int, tokens: int, model: str = "heed") -> None:
         self.streams: list[Stream] = []
         self._http = http
+        self._model = model
         self._tokens = tokens
         self._is_over = False
         self._clients = [asyncio.create_task(self._go_on(PROMPTS[n % len(PROMPTS)])) for n in range(clients)]
@@ -134,7 +140,7 @@ class Crowd:
         while not self._is_over:
             stream = Stream(prompt, time.perf_counter())
             self.streams.append(stream)
-            await answer(self._http, "heed", stream, self._tokens)
+            await answer(self._http, self._model, stream, self._tokens)
 
 
 async def answer(http: httpx.AsyncClient, model: str, stream: Stream, tokens: int) -> None:
@@ -304,7 +310,15 @@ async def registered(ledger: Ledger, var: Path, base: Path, number: int) -> str:
     return adapter.id
 
 
-async def on_real_engines(stack: Stack, tokens: int) -> tuple[Report, dict[tuple[str, str], str]]:
+@dataclass(frozen=True)
+class Trial:
+    report: Report
+    own: dict[tuple[str, str], str]
+    undisturbed: list[Stream]
+    """Of as many clients, without a swap."""
+
+
+async def on_real_engines(stack: Stack, tokens: int) -> Trial:
     ledger = open_ledger(LedgerSettings(ledger_url=stack.env["HEED_LEDGER_URL"], var=stack.var))
     key = (stack.var / "operator.key").read_text().strip()
     async with (
@@ -320,16 +334,27 @@ async def on_real_engines(stack: Stack, tokens: int) -> tuple[Report, dict[tuple
             await asyncio.sleep(0.2)
         ids = [await registered(ledger, stack.var, stack.pocket, number) for number in range(1, SWAPS + 1)]
         own = await references(http, ["heed-base", *ids], tokens)
+        undisturbed: list[Stream] = []
+        for adapter in ids[-3:]:
+            crowd = Crowd(http, 16, tokens, adapter)
+            await crowd.some(64)
+            await crowd.end()
+            undisturbed += crowd.streams
         report = await swap_under_load(http, operator, ids, Supervised(stack), tokens=tokens)
     await ledger.close()
-    return report, own
+    return Trial(report, own, undisturbed)
+
+
+def share(streams: Sequence[Stream], own: Mapping[tuple[str, str], str]) -> str:
+    return f"{len(unlike(streams, own))} of {len(streams)} ({len(unlike(streams, own)) / len(streams):.1%})"
 
 
 def p99_ms(waits_s: Sequence[float]) -> float:
     return quantiles(waits_s, n=100)[98] * 1e3
 
 
-def told(report: Report, own: Mapping[tuple[str, str], str]) -> str:
+def told(trial: Trial) -> str:
+    report = trial.report
     within, before = report.first_s()
     kinds = [what for what, _, _ in report.windows]
     asked = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -341,7 +366,9 @@ def told(report: Report, own: Mapping[tuple[str, str], str]) -> str:
         "failed before the first byte": f"{len(report.failed_before)}",
         "failed within": f"{len(failed)}; on the killed engine {len(report.on_killed)}; "
         + ("the same ones" if are_those else "**others**"),
-        "answered by a mixture": f"{len(report.mixed(own))}",
+        "named by two adapters": f"{len(report.named_twice)}",
+        "not word for word as alone": f"{share(report.streams, trial.own)}; {share(trial.undisturbed, trial.own)} "
+        "without a swap",
         "p99 to the first token, ms": f"{p99_ms(within):.0f} of {len(within)} in swaps, {p99_ms(before):.0f} of "
         f"{len(before)} before them, ratio {p99_ms(within) / p99_ms(before):.2f}",
     }
@@ -357,12 +384,13 @@ def main() -> None:
         stack = Stack(Path(folder), ROOT / "var" / "pocket", engine_key=secrets.token_hex(8))
         try:
             stack.start()
-            report, own = asyncio.run(on_real_engines(stack, asked.tokens))
+            trial = asyncio.run(on_real_engines(stack, asked.tokens))
             checked = stack.run("check", timeout_s=300)
         finally:
             stack.stop()
-    print(f"{told(report, own)}\n\n`heed check`: {checked.stdout.strip() or checked.stderr.strip()}")
-    is_clean = not report.failed_before and not report.mixed(own) and checked.returncode == 0
+    report = trial.report
+    print(f"{told(trial)}\n\n`heed check`: {checked.stdout.strip() or checked.stderr.strip()}")
+    is_clean = not (report.failed_before or report.named_twice or checked.returncode)
     sys.exit(not (is_clean and {*map(id, report.failed_within)} == {*map(id, report.on_killed)}))
 
 
