@@ -3,8 +3,8 @@
 The embedded stack with two real vLLM on the pocket model and random adapters; `swap_under_load` is the same for
 scripted engines (tests/integration/test_swaps.py). The engine is stopped for a moment before `kill -9`, so that it is
 known which streams were on it: those that had begun and got nothing more while the others went on. Each adapter's own
-answer, asked for alone before, tells a mixture, and each event names its adapter. vLLM's numbers depend a little on what
-else is in the batch, so some answers differ without a swap as well: how many is measured before.
+answer, asked for alone before, tells a mixture, and each event names its adapter. vLLM's numbers depend a little on
+what else is in the batch, so some answers differ without a swap as well: how many is measured before.
 """
 
 import argparse
@@ -101,13 +101,12 @@ class Report:
 
 def unlike(streams: Sequence[Stream], own: Mapping[tuple[str, str], str]) -> list[Stream]:
     """Answers that are not their adapter's own, or its beginning where they failed."""
-    return [
-        stream
-        for stream in streams
-        if not stream.failure or stream.text
-        if not (text := own[min(stream.models), stream.prompt]).startswith(stream.text)
-        or not (stream.failure or text == stream.text)
-    ]
+
+    def is_own(stream: Stream) -> bool:
+        text = own[min(stream.models), stream.prompt]
+        return text.startswith(stream.text) if stream.failure else text == stream.text
+
+    return [stream for stream in streams if stream.models and not is_own(stream)]
 
 
 class Crowd:
