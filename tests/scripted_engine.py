@@ -84,7 +84,7 @@ class ScriptedEngine:
     is_spoiled: bool = False
     """NaN is in freed KV blocks: whatever is shorter than one answers with it, a longer prompt is written over it."""
     answers: asyncio.Event = field(default_factory=_set_event)
-    """Cleared, it takes connections and says nothing more, as an engine does whose loop hangs."""
+    """Cleared, it takes connections and says nothing more, on none of them, as an engine does whose loop hangs."""
     is_healthy: bool = True
     pace_s: float = 0
     _runner: web.AppRunner | None = None
@@ -292,6 +292,7 @@ class ScriptedEngine:
                 await script.gate.acquire()
             if self.pace_s:
                 await asyncio.sleep(self.pace_s)
+            await self.answers.wait()
             yield index, token
 
     def _weights(self, model: str) -> float:

@@ -198,6 +198,7 @@ async def test_what_an_engine_has_begun_before_it_hangs_it_may_end(
         await until(lambda: is_state(gateway, hanging, "down"), "it is found out")
         for _ in range(9):
             gate.release()
+        engines[hanging].answers.set()
 
         assert (await stream).endswith("data: [DONE]\n\n")
 
