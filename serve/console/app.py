@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.console.calls import Calls
 from serve.console.chat import ChatPage
+from serve.console.compare import ComparePage
 from serve.console.operate import OperatePage
 from serve.console.settings import ConsoleSettings
 from serve.keyring import LOCAL_NAMES
@@ -89,6 +90,9 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     with gr.Blocks(title="Heed", fill_width=True) as pages:
         gr.Navbar(main_page_name="Chat")
         ChatPage(calls, pages)
+    with pages.route("Compare", "/compare"):
+        gr.Navbar(main_page_name="Chat")
+        ComparePage(calls, pages)
     with pages.route("Operate", "/operate"):
         gr.Navbar(main_page_name="Chat")
         OperatePage(calls, pages)
