@@ -19,6 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.console import circle, compare, export, intervals, lineage
 from serve.console.calls import Calls
 from serve.console.chat import ChatPage
 from serve.console.compare import ComparePage
@@ -99,7 +100,9 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     pages.queue(default_concurrency_limit=STREAMS)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     app = FastAPI(openapi_url=None)
-    gr.mount_gradio_app(app, pages, "/", footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=CSS)
+    export.add_export(app, calls)
+    css = CSS + "".join(part.CSS for part in (compare, circle, intervals, lineage, export))
+    gr.mount_gradio_app(app, pages, "/", footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=css)
     app.add_middleware(Door)
     return app
 

@@ -50,6 +50,12 @@ KEYS = """() => {
   });
 }"""
 
+# Each chat can be emptied by a button of Gradio's; what is judged here is not the browser's to empty.
+CSS = """
+#compare-prompt button[aria-label="Clear"], #compare-left-answer button[aria-label="Clear"],
+#compare-right-answer button[aria-label="Clear"] { display: none; }
+"""
+
 JUDGED_COLUMNS = {"prompt": 320, "left": 190, "right": 190, "you said": 160}
 JUDGED_SHOWN = 20
 REFUSALS_SHOWN = 5
@@ -118,7 +124,7 @@ class ComparePage:
         )
         with gr.Accordion("Prompts for annotators, from a file (operator)", open=False, elem_id="compare-annotators"):
             gr.Markdown(
-                "JSON Lines: `{\"prompt\": …}` is a prompt, a line with `chosen` and `rejected` as well a honeypot. "
+                'JSON Lines: `{"prompt": …}` is a prompt, a line with `chosen` and `rejected` as well a honeypot. '
                 "Every voter gets each prompt once; a line that is there already changes nothing."
             )
             file = gr.UploadButton(
