@@ -12,6 +12,7 @@ from serve.tables import share
 Json = dict[str, Any]
 
 CSS = """
+.heed-drawings { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22em), 1fr)); gap: 0 2.5em; }
 .heed-intervals { max-width: 40em; margin: 0 0 1em; }
 .heed-interval { margin: 0.5em 0; }
 .heed-interval .heed-name { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1em; }
@@ -20,7 +21,7 @@ CSS = """
 .heed-axis span { position: absolute; top: 0; height: 100%; }
 .heed-axis .heed-span { background: var(--color-accent); opacity: 0.45; min-width: 2px; }
 .heed-axis .heed-dot { width: 4px; margin-left: -2px; background: var(--color-accent); }
-.heed-axis .heed-mark { border-left: 2px dashed currentColor; opacity: 0.7; }
+.heed-axis .heed-mark { border-left: 2px dashed var(--body-text-color); }
 .heed-ends { display: flex; justify-content: space-between; font-size: 0.8em; opacity: 0.85; }
 """
 
@@ -82,4 +83,4 @@ def _bar(one: Interval, axis: Axis) -> str:
     start, end = axis.part(one.low), axis.part(axis.high if one.high is None else one.high)
     bar = f'<span class="heed-span" style="left: {start:.1f}%; width: {end - start:.1f}%"></span>'
     dot = "" if one.at is None else f'<span class="heed-dot" style="left: {axis.part(one.at):.1f}%"></span>'
-    return marks + bar + dot
+    return bar + dot + marks

@@ -3,6 +3,7 @@
 Everything is asked anew every two seconds, and what has not changed is left alone, so that nothing moves under a hand.
 """
 
+import asyncio
 import html
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -231,34 +232,38 @@ class OperatePage:
         async def look(age_s: float, path: str, **query: Any) -> Json:
             return await self._lately.get(age_s, key, path, model=model, **query)
 
-        jobs = (await look(FRESH_S, "/fine_tuning/jobs", limit=JOBS_SHOWN))["data"]
-        listed = await look(FRESH_S, "/adapters", limit=ADAPTERS_SHOWN)
-        canary = await look(FRESH_S, "/canary")
-        stats = await look(CALM_S, "/stats")
-        voters = (await look(CALM_S, "/voters", state=state, limit=VOTERS_SHOWN))["data"]
-        engines = (await self._lately.get(FRESH_S, key, "/engines"))["data"]
-        ready = await self._calls.readiness()
+        jobs, listed, canary, stats, voters, engines, ready = await asyncio.gather(
+            look(FRESH_S, "/fine_tuning/jobs", limit=JOBS_SHOWN),
+            look(FRESH_S, "/adapters", limit=ADAPTERS_SHOWN),
+            look(FRESH_S, "/canary"),
+            look(CALM_S, "/stats"),
+            look(CALM_S, "/voters", state=state, limit=VOTERS_SHOWN),
+            self._lately.get(FRESH_S, key, "/engines"),
+            self._lately.readiness(FRESH_S),
+        )
         # The pointer moves at once, the report a moment later.
         stats = stats | {"serving": listed["serving"]}
 
-        ids = [one["id"] for one in jobs]
+        ids = [one["id"] for one in jobs["data"]]
         job = job if job in ids else next(iter(ids), None)
         told = await self._told(key, job, seen)
-        open_job = next((one for one in jobs if one["status"] in OPEN), None)
+        open_job = next((one for one in jobs["data"] if one["status"] in OPEN), None)
         steps = progress.steps_of(told if open_job and open_job["id"] == job else [])
-        chosen = next((one for one in jobs if one["id"] == job), None)
+        chosen = next((one for one in jobs["data"] if one["id"] == job), None)
         base = f"{model}-base"
         made = {one["id"]: one for one in listed["data"]}
         adapter = adapter if adapter in (*made, base) else next(iter(made), base)
         examined = made.get(adapter)
         now: Now = {
             "model": {"choices": names, "value": model},
-            "circle": {"value": circle.circle(stats, open_job, (steps or [None])[-1], canary["running"], engines)},
+            "circle": {
+                "value": circle.circle(stats, open_job, (steps or [None])[-1], canary["running"], engines["data"])
+            },
             "triggers": {"value": circle.triggers(stats)},
             "progress": {"value": progress.progress(chosen, told)},
             **{metric: {"value": progress.points(told, metric)} for metric in CURVES},
             "job": {"choices": ids, "value": job},
-            "jobs": {"value": [_job_row(one) for one in jobs]},
+            "jobs": {"value": [_job_row(one) for one in jobs["data"]]},
             "tree": {"value": lineage.tree(listed["data"], listed["serving"], stats["versions"], base)},
             "adapter": {"choices": [*made, base], "value": adapter},
             "verdict": {"value": lineage.verdict(examined) if examined else ""},
@@ -266,9 +271,9 @@ class OperatePage:
             "canary": {"value": quality.trial(canary)},
             "quality": {"value": quality.quality(stats)},
             "electorate": {"value": _electorate(stats)},
-            "voters": {"value": [_voter_row(one) for one in voters], "visible": bool(voters)},
+            "voters": {"value": [_voter_row(one) for one in voters["data"]], "visible": bool(voters["data"])},
             "ready": {"value": _ready(ready)},
-            "engines": {"value": [_engine_row(one) for one in engines]},
+            "engines": {"value": [_engine_row(one) for one in engines["data"]]},
             "export": {"value": export.form(model, self._calls.needs_key)},
         }
         return now, {"job": job, "events": told}

@@ -38,7 +38,7 @@ def quality(stats: Json) -> str:
         drawn("Biases of the voters", [one for one in biases if one.low is not None], COIN),
         drawn(f"Answers voted on, last {voted['days']} days", [of_share("All answers", voted)], SHARES),
     ]
-    return "".join(drawings) + f"<p>{html.escape(words)} Intervals are of 95 %.</p>"
+    return _side_by_side(drawings) + f"<p>{html.escape(words)} Intervals are of 95 %.</p>"
 
 
 def trial(status: Json) -> str:
@@ -61,7 +61,12 @@ def trial(status: Json) -> str:
     )
     said = f"<p><strong>{html.escape(opening)}</strong> {html.escape(met)}</p>"
     said += f"<p>Verdict: {html.escape(_decided(verdict))}</p>"
-    return said + "".join(_question(one) for one in verdict["questions"])
+    return said + _side_by_side([_question(one) for one in verdict["questions"]])
+
+
+def _side_by_side(drawings: list[str]) -> str:
+    """Where there is room."""
+    return f'<div class="heed-drawings">{"".join(drawings)}</div>'
 
 
 def _decided(verdict: Json) -> str:
