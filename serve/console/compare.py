@@ -18,6 +18,7 @@ import gradio as gr
 from serve.client import CallFailed, CallRefused
 from serve.console.calls import Calls, Json
 from serve.console.chat import FORMULAS, LOOK_EVERY_S, SHOW_EVERY_S
+from serve.console.prose import prose
 from serve.exchange import prompts_of
 
 QUEUE, OWN = "the queue", "me"
@@ -300,8 +301,8 @@ def _text(message: Json) -> str:
 def _said_by(role: str, text: str) -> Json:
     """A chat knows two roles; whatever is neither is told by its name."""
     if role in ("user", "assistant"):
-        return {"role": role, "content": text}
-    return {"role": "user", "content": f"{role}: {text}"}
+        return {"role": role, "content": prose(text)}
+    return {"role": "user", "content": prose(f"{role}: {text}")}
 
 
 def _last(asked: list[Json]) -> str:

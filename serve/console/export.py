@@ -24,6 +24,7 @@ FORM_BYTES = 4096
 CSS = """
 .heed-export { display: flex; flex-wrap: wrap; gap: 0.8em; align-items: end; }
 .heed-export label { display: block; font-size: 0.9em; }
+.heed-export > div, .heed-export select { max-width: 100%; }
 .heed-export select, .heed-export input, .heed-export button { font: inherit; padding: 0.4em 0.8em;
   color: var(--body-text-color); background: var(--input-background-fill);
   border: 1px solid var(--border-color-primary); border-radius: 6px; }

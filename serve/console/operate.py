@@ -60,7 +60,6 @@ class OperatePage:
                 "", label="Operator key", type="password", visible=False, scale=2, elem_id="operate-key"
             )
         self._parts: dict[str, Any] = {"model": model}
-        self._said = gr.HTML(elem_classes="heed-said", elem_id="operate-said")
         self._circle()
         job, starting = self._jobs()
         adapter, moving = self._adapters()
@@ -73,11 +72,11 @@ class OperatePage:
         looking = {"api_visibility": "private", "show_progress": "hidden"}
         looks = [page.load, gr.Timer(LOOK_EVERY_S).tick, model.change, job.input, adapter.input, state.input]
         gr.on(looks, self.show, asked, view, api_name="operate_show", **looking)
-        for button, act, given, spent in (*starting, *moving, *hearing):
-            done = button.click(
-                _spoken(act, bool(spent)), [model, *given, key], [self._said, *spent], api_name=act.__name__
-            )
-            done.then(self.show, asked, view, **looking)
+        for said, orders in (starting, moving, hearing):
+            for button, act, given, spent in orders:
+                acting = _spoken(act, bool(spent))
+                done = button.click(acting, [model, *given, key], [said, *spent], api_name=act.__name__)
+                done.then(self.show, asked, view, **looking)
 
     # -- the page ------------------------------------------------------------------------------------------------------
 
@@ -103,7 +102,7 @@ class OperatePage:
     def _jobs(self) -> Any:
         gr.Markdown("## Jobs")
         with gr.Row(elem_classes="heed-row"):
-            method = gr.Dropdown(list(METHODS), value=CHOICE, label="Learn by", elem_id="operate-method")
+            method = gr.Dropdown(list(METHODS), value=CHOICE, label="Learn by", min_width=220, elem_id="operate-method")
             beta = gr.Number(
                 0, label="Beta", info="Tie to the reference; 0: the recipe's.", minimum=0, elem_id="operate-beta"
             )
@@ -113,22 +112,28 @@ class OperatePage:
             preview = gr.Button("Preview a job", elem_id="operate-preview", min_width=150)
             start = gr.Button("Start a job on the votes", variant="primary", elem_id="operate-start", min_width=150)
         with gr.Row(elem_classes="heed-row"):
-            job = self._parts["job"] = gr.Dropdown([], label="Look at the job", scale=3, elem_id="operate-job")
+            job = self._parts["job"] = gr.Dropdown(
+                [], label="Look at the job", scale=3, min_width=300, elem_id="operate-job"
+            )
             cancel = gr.Button("Cancel it", variant="stop", scale=1, elem_id="operate-cancel", min_width=150)
+        said = _said("operate-jobs-said")
         self._table("jobs", "Jobs, newest first", JOB_COLUMNS)
         wishes = [method, beta, epochs]
         # A job that is asked for is the newest, and so the one that is looked at next.
-        return job, [
+        orders = [
             (start, self.start, wishes, [job]),
             (preview, self.preview, wishes, [job]),
             (cancel, self.cancel, [job], []),
         ]
+        return job, (said, orders)
 
     def _adapters(self) -> Any:
         gr.Markdown("## Adapters")
         self._html("tree", "operate-tree")
         with gr.Row(elem_classes="heed-row"):
-            adapter = self._parts["adapter"] = gr.Dropdown([], label="Adapter", scale=2, elem_id="operate-adapter")
+            adapter = self._parts["adapter"] = gr.Dropdown(
+                [], label="Adapter", scale=2, min_width=260, elem_id="operate-adapter"
+            )
             reason = gr.Textbox(
                 "", label="Reason", info="Kept in its history.", max_length=500, scale=2, elem_id="operate-reason"
             )
@@ -143,17 +148,19 @@ class OperatePage:
             auto = gr.Checkbox(False, label="Live or back by itself", elem_id="operate-auto", min_width=150)
             canary = gr.Button("Try it on them", elem_id="operate-canary", min_width=150)
             end = gr.Button("End the trial", elem_id="operate-end-trial", min_width=150)
+        said = _said("operate-adapters-said")
         self._html("verdict", "operate-verdict")
         self._table("gate", "What its gate found", GATE_COLUMNS)
         gr.Markdown("## Canary")
         self._html("canary", "operate-trial")
-        return adapter, [
+        orders = [
             (promote, self.promote, [adapter, reason], [reason]),
             (retire, self.retire, [adapter, reason], [reason]),
             (rollback, self.roll_back, [reason], [reason]),
             (canary, self.try_it, [adapter, percent, auto, reason], [reason]),
             (end, self.end_trial, [reason], [reason]),
         ]
+        return adapter, (said, orders)
 
     def _votes(self) -> None:
         gr.Markdown("## What the votes say")
@@ -179,8 +186,10 @@ class OperatePage:
                 act: gr.Button(words, elem_id=f"operate-{act}", min_width=150)
                 for act, words in (("release", "Hear again"), ("quarantine", "Quarantine"), ("ban", "Ban"))
             }
+        said = _said("operate-voters-said")
+        self._parts["voters"].select(_picked, None, voter, api_name="pick_voter", show_progress="hidden")
         acts = {"release": self.release, "quarantine": self.quarantine, "ban": self.ban}
-        return state, [(buttons[name], act, [voter, why], [why]) for name, act in acts.items()]
+        return state, (said, [(buttons[name], act, [voter, why], [why]) for name, act in acts.items()])
 
     def _rest(self) -> None:
         gr.Markdown("## Replicas")
@@ -329,6 +338,16 @@ class OperatePage:
 
     async def ban(self, model: str, voter: str, reason: str, key: str) -> Said:
         return await self._orders.hear(key, model, voter, "ban", reason)
+
+
+def _said(elem_id: str) -> Any:
+    """Where the outcome of a section's orders is told."""
+    return gr.HTML(elem_classes="heed-said", elem_id=elem_id)
+
+
+def _picked(cell: gr.SelectData) -> str:
+    """The voter of the row."""
+    return str(cell.row_value[0])
 
 
 def _spoken(act: Callable[..., Awaitable[Said]], is_spent: bool) -> Callable[..., Awaitable[Any]]:
