@@ -12,12 +12,11 @@ import gradio as gr
 import pandas as pd
 
 from serve.client import CallFailed
-from serve.console import circle, export, lineage, progress, quality
+from serve.console import circle, export, lineage, progress, quality, rows
 from serve.console.calls import Calls, Json
 from serve.console.lately import Lately
 from serve.console.orders import CHOICE, METHODS, Orders, Said
 from serve.console.progress import CURVES, OPEN
-from serve.tables import when
 
 LOOK_EVERY_S = 2
 """As often as a person looks, and only while the page is open."""
@@ -29,12 +28,6 @@ EVENTS_PAGE = 100
 JOBS_SHOWN = 20
 ADAPTERS_SHOWN = 100
 VOTERS_SHOWN = 100
-
-JOB_COLUMNS = {"job": 260, "created": 170, "status": 110, "pairs": 70, "adapter": 170, "why": 300}
-GATE_COLUMNS = {"": 50, "criterion": 160, "found": 80, "why": 480}
-VOTER_COLUMNS = {"voter": 200, "state": 110, "votes": 70, "agreed": 100, "kappa": 70, "honeypots missed": 130}
-ENGINE_COLUMNS = {"engine": 220, "state": 80, "in flight": 80, "holds": 360, "why": 300}
-"""Names and widths in pixels: on a phone a table is scrolled, not squeezed."""
 
 HEARD = {"quarantined": "Quarantined", "banned": "Banned", "released": "Released", "active": "Active"}
 
@@ -117,7 +110,7 @@ class OperatePage:
             )
             cancel = gr.Button("Cancel it", variant="stop", scale=1, elem_id="operate-cancel", min_width=150)
         said = _said("operate-jobs-said")
-        self._table("jobs", "Jobs, newest first", JOB_COLUMNS)
+        self._table("jobs", "Jobs, newest first", rows.JOB_COLUMNS)
         wishes = [method, beta, epochs]
         # A job that is asked for is the newest, and so the one that is looked at next.
         orders = [
@@ -150,7 +143,7 @@ class OperatePage:
             end = gr.Button("End the trial", elem_id="operate-end-trial", min_width=150)
         said = _said("operate-adapters-said")
         self._html("verdict", "operate-verdict")
-        self._table("gate", "What its gate found", GATE_COLUMNS)
+        self._table("gate", "What its gate found", rows.GATE_COLUMNS)
         gr.Markdown("## Canary")
         self._html("canary", "operate-trial")
         orders = [
@@ -180,7 +173,7 @@ class OperatePage:
             why = gr.Textbox(
                 "", label="Reason", info="Kept in the voter's history.", max_length=500, elem_id="operate-voter-reason"
             )
-        self._table("voters", "Voters in this state, by name", VOTER_COLUMNS)
+        self._table("voters", "Voters in this state, by name", rows.VOTER_COLUMNS)
         with gr.Row():
             buttons = {
                 act: gr.Button(words, elem_id=f"operate-{act}", min_width=150)
@@ -194,7 +187,7 @@ class OperatePage:
     def _rest(self) -> None:
         gr.Markdown("## Replicas")
         self._html("ready", "operate-ready")
-        self._table("engines", "vLLM servers, as the gateway sees them", ENGINE_COLUMNS)
+        self._table("engines", "vLLM servers, as the gateway sees them", rows.ENGINE_COLUMNS)
         gr.Markdown("## Export")
         self._html("export", "operate-export")
 
@@ -272,17 +265,17 @@ class OperatePage:
             "progress": {"value": progress.progress(chosen, told)},
             **{metric: {"value": progress.points(told, metric)} for metric in CURVES},
             "job": {"choices": ids, "value": job},
-            "jobs": {"value": [_job_row(one) for one in jobs["data"]]},
+            "jobs": {"value": [rows.job_row(one) for one in jobs["data"]]},
             "tree": {"value": lineage.tree(listed["data"], listed["serving"], stats["versions"], base)},
             "adapter": {"choices": [*made, base], "value": adapter},
             "verdict": {"value": lineage.verdict(examined) if examined else ""},
-            "gate": {"value": _gate_rows(examined), "visible": bool(_gate_rows(examined))},
+            "gate": {"value": rows.gate_rows(examined), "visible": bool(rows.gate_rows(examined))},
             "canary": {"value": quality.trial(canary)},
             "quality": {"value": quality.quality(stats)},
-            "electorate": {"value": _electorate(stats)},
-            "voters": {"value": [_voter_row(one) for one in voters["data"]], "visible": bool(voters["data"])},
-            "ready": {"value": _ready(ready)},
-            "engines": {"value": [_engine_row(one) for one in engines["data"]]},
+            "electorate": {"value": rows.electorate(stats)},
+            "voters": {"value": [rows.voter_row(one) for one in voters["data"]], "visible": bool(voters["data"])},
+            "ready": {"value": rows.readiness(ready)},
+            "engines": {"value": [rows.engine_row(one) for one in engines["data"]]},
             "export": {"value": export.form(model, self._calls.needs_key)},
         }
         return now, {"job": job, "events": told}
@@ -375,37 +368,3 @@ def _served(names: list[str]) -> list[str]:
 
 def _line(words: str, role: str) -> str:
     return f'<p role="{role}">{html.escape(words)}</p>'
-
-
-def _job_row(job: Json) -> list[Any]:
-    why = job["error"]["message"] if job["error"] else "planned only" if job["dry_run"] else ""
-    made = job["fine_tuned_model"] or job["reward_model"] or ""
-    return [job["id"], when(job["created_at"]), job["status"], job["pairs"], made, why]
-
-
-def _gate_rows(adapter: Json | None) -> list[list[str]]:
-    criteria = (adapter["gate"].get("criteria") if adapter else None) or []
-    return [[one["id"], one["name"], one["outcome"], one["reason"]] for one in criteria]
-
-
-def _voter_row(one: Json) -> list[Any]:
-    kappa = "-" if one["kappa"] is None else f"{one['kappa']:.2f}"
-    agreed, pots = f"{one['agreed']} of {one['measured']}", one["honeypots"]
-    state = f"{one['state']} (outlier)" if one["is_outlier"] else one["state"]
-    return [one["id"], state, one["votes"], agreed, kappa, f"{pots['missed']} of {pots['answered']}"]
-
-
-def _engine_row(one: Json) -> list[Any]:
-    return [one["name"], one["state"], one["in_flight"], ", ".join(one["holds"]), one.get("why", "")]
-
-
-def _electorate(stats: Json) -> str:
-    states = ", ".join(f"{count} {state}" for state, count in stats["voters"].items() if count)
-    return f"<p>{html.escape(states or 'Nobody has voted yet')}.</p>"
-
-
-def _ready(ready: Json) -> str:
-    if not ready["trouble"]:
-        return f"<p>The gateway is {html.escape(ready['status'])}.</p>"
-    lines = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in ready["trouble"].items())
-    return f"<p>The gateway is {html.escape(ready['status'])}:</p><ul>{lines}</ul>"
