@@ -76,7 +76,8 @@ class Door:
             if message["type"] == "http.response.start":
                 told = MutableHeaders(scope=message)
                 told["content-security-policy"] = POLICY
-                told["referrer-policy"] = "no-referrer"
+                # Not "no-referrer": with it a form of the page itself comes from the origin "null".
+                told["referrer-policy"] = "same-origin"
             await send(message)
 
         await self._app(scope, receive, send_with_policy)

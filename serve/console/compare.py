@@ -131,6 +131,7 @@ class ComparePage:
             file = gr.UploadButton(
                 "Add a file to the queue", type="binary", file_types=[".jsonl", ".json"], elem_id="compare-file"
             )
+            file.example_payload = dict  # Gradio's, which it tells every page, is a file on another host
             self._queued = gr.HTML(elem_classes="heed-said", elem_id="compare-queued")
 
         asked = [source, own, model, against, memory, key]
