@@ -46,8 +46,9 @@ CSS = """
 .heed-alert { border-left: 4px solid var(--error-border-color, #d33); padding: 0.5em 1em; }
 .heed-alert .heed-alert { border: none; padding: 0; }
 .heed-said { min-height: 1.5em; }
-.message p:only-child > code:only-child { font-size: 0.8em; opacity: 0.75; background: none; border: none; padding: 0; }
+.message p:only-child > code:only-child { font-size: 0.8em; background: none; border: none; padding: 0; }
 .heed-row { align-items: end; }
+.heed-unseen { position: absolute !important; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 footer { display: none !important; }
 """
 
@@ -100,6 +101,17 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
         OperatePage(calls, pages)
     pages.queue(default_concurrency_limit=STREAMS)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    # Gradio's own shades are under the contrast of 4.5 that WCAG asks of small text.
+    theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+    )
     app = FastAPI(openapi_url=None)
     export.add_export(app, calls)
     css = CSS + "".join(part.CSS for part in (compare, circle, intervals, lineage, export))

@@ -72,6 +72,7 @@ class ComparePage:
         self._calls = calls
         self._now = gr.State({})
         self._rows = gr.State([])
+        gr.HTML("<h1>Compare two answers</h1>", elem_classes="heed-unseen")
         # The same as the page "Chat" remembers: a person votes under one name on both.
         memory = gr.BrowserState({"voter": "", "turns": []}, storage_key="heed-chat", secret="heed")
         unseen = {"api_visibility": "private", "show_progress": "hidden"}
@@ -99,10 +100,23 @@ class ComparePage:
         )
         chat: Json = {"latex_delimiters": FORMULAS, "sanitize_html": True, "allow_tags": False, "buttons": []}
         self._prompt = gr.Chatbot(
-            label="Prompt", height=160, resizable=True, placeholder="No prompt yet", elem_id="compare-prompt", **chat
+            label="Prompt",
+            height=None,
+            min_height=110,
+            max_height=220,
+            placeholder="No prompt yet",
+            elem_id="compare-prompt",
+            **chat,
         )
         with gr.Row():
-            sides = {"height": "44vh", "min_width": 280, "placeholder": " ", **chat}
+            sides = {
+                "height": None,
+                "min_height": 160,
+                "max_height": "44vh",
+                "min_width": 280,
+                "placeholder": " ",
+                **chat,
+            }
             self._left = gr.Chatbot(label="Left", elem_id="compare-left-answer", **sides)
             self._right = gr.Chatbot(label="Right", elem_id="compare-right-answer", **sides)
         with gr.Row():

@@ -18,7 +18,7 @@ CSS = """
 .heed-tree li > ul { margin-left: 1em; }
 .heed-tree .heed-facts { font-size: 0.9em; }
 .heed-state { border: 1px solid currentColor; border-radius: 1em; padding: 0 0.6em; font-size: 0.85em; }
-.heed-live { background: var(--color-accent); color: white; border-color: transparent; }
+.heed-live { background: #c2410c; color: white; border-color: transparent; }
 """
 
 SCORES = {"accuracy": "held-out accuracy", "margin": "reward margin", "divergence": "nats from the base"}

@@ -46,6 +46,7 @@ class OperatePage:
         self._orders = Orders(self._lately, calls)
         self._seen = gr.State({"job": "", "events": []})
         self._before = gr.State({})
+        gr.HTML("<h1>Operate</h1>", elem_classes="heed-unseen")
         self._down = gr.HTML(visible=False, elem_classes="heed-alert", elem_id="operate-down")
         with gr.Row(elem_classes="heed-row"):
             model = gr.Dropdown(["heed"], value="heed", label="Served model", scale=1, elem_id="operate-model")
