@@ -195,7 +195,7 @@ class ComparePage:
                     drawn_at = time.monotonic()
                     yield self._drawn(asked, texts)
         except CallFailed as failed:
-            yield {**self._drawn(asked, texts), **self._closed(is_ready=False), self._said: _told(str(failed))}
+            yield {**self._drawn(asked, texts), **self._closed(is_ready=False), self._said: _alert(str(failed))}
             return
         ready = {self._now: {"id": found, "prompt": _last(asked)}, self._own: ""}
         yield {**self._drawn(asked, texts), **self._closed(is_ready=True), **ready}
@@ -243,7 +243,7 @@ class ComparePage:
         try:
             vote = await self._calls.post(key, f"/comparisons/{now['id']}/vote", body)
         except CallFailed as failed:
-            yield {self._said: _told(str(failed))}
+            yield {self._said: _alert(str(failed))}
             return
         left, right = vote["a"]["adapter"], vote["b"]["adapter"]
         rows = [[now["prompt"], left, right, SPOKEN[preferred]], *rows][:JUDGED_SHOWN]
