@@ -212,7 +212,9 @@ class OperatePage:
     ) -> Update:
         needs_key = {self._key: gr.update(visible=self._calls.needs_key)}
         try:
-            now, seen = await self._look(key, model, job, adapter, state, seen)
+            newest = next(iter(before.get("job", {}).get("choices", [])), None)
+            # Who looks at the newest job goes on to the next when it comes.
+            now, seen = await self._look(key, model, None if job == newest else job, adapter, state, seen)
         except CallFailed as failed:
             return {**needs_key, self._down: gr.update(value=_line(str(failed), "alert"), visible=True)}
         changed = {name: told for name, told in now.items() if before.get(name) != told}
@@ -251,7 +253,8 @@ class OperatePage:
         job = job if job in ids else next(iter(ids), None)
         told = await self._told(key, job, seen)
         open_job = next((one for one in jobs["data"] if one["status"] in OPEN), None)
-        steps = progress.steps_of(told if open_job and open_job["id"] == job else [])
+        steps = progress.steps_of(told) if open_job and open_job["id"] == job else []
+        step = steps[-1] if steps else None
         chosen = next((one for one in jobs["data"] if one["id"] == job), None)
         base = f"{model}-base"
         made = {one["id"]: one for one in listed["data"]}
@@ -259,9 +262,7 @@ class OperatePage:
         examined = made.get(adapter)
         now: Now = {
             "model": {"choices": names, "value": model},
-            "circle": {
-                "value": circle.circle(stats, open_job, (steps or [None])[-1], canary["running"], engines["data"])
-            },
+            "circle": {"value": circle.circle(stats, open_job, step, canary["running"], engines["data"])},
             "triggers": {"value": circle.triggers(stats)},
             "progress": {"value": progress.progress(chosen, told)},
             **{metric: {"value": progress.points(told, metric)} for metric in CURVES},

@@ -81,7 +81,7 @@ async def compare(browser: Page, source: str = "the queue", own: str = "", again
     return dict(zip(names, shown, strict=False)) | {"buttons": shown[len(names) :]}
 
 
-async def judge(browser: Page, preferred: str, source: str = "the queue") -> list[Json]:
+async def judge(browser: Page, preferred: str, source: str = "the queue") -> list[list[Any]]:
     """Each step of what a vote changes on the page."""
     given = (NOTHING, NOTHING, source, "", "heed", ITSELF, ANN, "")
     return [step["output"]["data"] async for step in browser.watch(f"compare_{preferred}", *given)]
@@ -218,8 +218,7 @@ async def test_a_preview_is_a_dry_run_and_a_start_carries_what_was_asked_for(
     gateway: RunningGateway, browser: Page, ledger: Ledger
 ) -> None:
     ledger.settings.min_pairs, ledger.settings.min_held_out_pairs = 0, 0
-    gateway_settings = {"dry_run_wait_s": 0.1}
-    async with running_gateway(ledger, gateway.var, gateway.engine, **gateway_settings) as lenient:
+    async with running_gateway(ledger, gateway.var, gateway.engine, dry_run_wait_s=0.1) as lenient:
         browser.console.turn_to(lenient.url, OPERATOR)
 
         previewed, _ = await browser.press("preview", "heed", CHOICE, 0, 0, "")
