@@ -212,9 +212,11 @@ class OperatePage:
     ) -> Update:
         needs_key = {self._key: gr.update(visible=self._calls.needs_key)}
         try:
-            newest = next(iter(before.get("job", {}).get("choices", [])), None)
-            # Who looks at the newest job goes on to the next when it comes.
-            now, seen = await self._look(key, model, None if job == newest else job, adapter, state, seen)
+            # Who looks at the newest job goes on to the next when it comes. An adapter is not changed under a hand that
+            # may be about to promote it, unless it is the base for want of another.
+            job = None if [job] == _choices(before, "job")[:1] else job
+            adapter = None if [adapter] == _choices(before, "adapter") else adapter
+            now, seen = await self._look(key, model, job, adapter, state, seen)
         except CallFailed as failed:
             return {**needs_key, self._down: gr.update(value=_line(str(failed), "alert"), visible=True)}
         changed = {name: told for name, told in now.items() if before.get(name) != told}
@@ -361,6 +363,10 @@ def _update(name: str, told: Json) -> Any:
         return gr.update(**told)
     points = pd.DataFrame(told["value"], columns=["step", CURVES[name]])
     return gr.update(value=points, visible=not points.empty)
+
+
+def _choices(before: Now, name: str) -> list[str]:
+    return list(before.get(name, {}).get("choices", []))
 
 
 def _served(names: list[str]) -> list[str]:

@@ -65,9 +65,10 @@ async def browser(console: RunningConsole) -> AsyncIterator[Page]:
         yield Page(http, console)
 
 
-async def show(browser: Page) -> Json:
+async def show(browser: Page, adapter: str | None = None) -> Json:
     """What has changed on the page to operate since it was looked at last."""
-    return dict(zip(PARTS, await browser.press("operate_show", *LOOKED, ""), strict=True))
+    shown = await browser.press("operate_show", "heed", None, adapter, "quarantined", NOTHING, NOTHING, "")
+    return dict(zip(PARTS, shown, strict=True))
 
 
 def text_of(chat: list[Json]) -> str:
@@ -249,6 +250,20 @@ async def test_the_operator_promotes_with_a_reason_and_rolls_back_with_one(
     assert "heed-base is live." in back
     assert "reads well" in [change["reason"] for change in history]
     assert "too long" in history[-1]["reason"]
+
+
+async def test_the_first_adapter_is_picked_when_it_comes_and_stays_picked_when_another_does(
+    gateway: RunningGateway, browser: Page
+) -> None:
+    nothing = await show(browser)
+    first = await gateway.register(1, b"one")
+    one = await show(browser, adapter=nothing["adapter"])
+    await gateway.register(2, b"two")
+    two = await show(browser, adapter=first)
+
+    assert nothing["adapter"] == "heed-base"
+    assert one["adapter"] == first
+    assert two["adapter"] == first
 
 
 async def test_what_is_live_is_not_retired_and_another_is_with_its_reason(
