@@ -10,10 +10,11 @@ from serve.__main__ import main
 if __name__ == "__main__":
     # uvicorn raises the signal again when it has shut down, and the default would end the process there.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    file = sys.argv.pop(1)  # what is left is the gateway's own command line
     profile = cProfile.Profile(time.process_time)
     profile.enable()
     try:
         main()
     finally:
         profile.disable()
-        profile.dump_stats(sys.argv[1])
+        profile.dump_stats(file)
