@@ -188,7 +188,10 @@ class Snapshot:
 
     async def _keep(self, entries: Sequence[Entry]) -> None:
         text = b"".join(_framed(entry) for entry in entries)
-        await asyncio.to_thread(self._out.write, text)
+        try:
+            await asyncio.to_thread(self._out.write, text)
+        except OSError as error:
+            raise BackupFailed(f"the ledger's copy cannot be written: {error.strerror or error}") from error
         self.frames += len(entries)
         self.bytes += len(text)
 
