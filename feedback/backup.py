@@ -34,17 +34,9 @@ MOMENTS = 5
 
 
 class KeptFile(BaseModel):
-    path: str = Field(description="In the back-up, with slashes; a restore writes nowhere else than below its places.")
+    path: str = Field(description="Where it is, with slashes.")
     bytes: int
     sha256: str
-
-    @field_validator("path")
-    @classmethod
-    def _stay_below(cls, path: str) -> str:
-        area, *parts = path.split("/")
-        if path != LEDGER and (area not in AREAS or not parts or not {"", ".", ".."}.isdisjoint(parts)):
-            raise ValueError(f"it is neither {LEDGER} nor in {', '.join(AREAS)}")
-        return path
 
 
 class Manifest(BaseModel):
@@ -60,6 +52,15 @@ class Manifest(BaseModel):
     waited_s: float = Field(description="How long writers waited at most.")
     files: list[KeptFile]
     missing: list[str] = Field(default_factory=list, description="Files that the ledger names and nobody found.")
+
+    @field_validator("files")
+    @classmethod
+    def _stay_below(cls, files: list[KeptFile]) -> list[KeptFile]:
+        for file in files:
+            area, *parts = file.path.split("/")
+            if file.path != LEDGER and (area not in AREAS or not parts or not {"", ".", ".."}.isdisjoint(parts)):
+                raise ValueError(f"{file.path[:60]!r} is neither {LEDGER} nor in {', '.join(AREAS)}")
+        return files
 
     @property
     def total(self) -> int:
@@ -240,7 +241,7 @@ def read(source: Shelf) -> Manifest:
         first = error.errors()[0]
         raise BackupFailed(
             f"{MANIFEST} at {source.address} is not of a back-up that this version ({version('heed')}) can read: "
-            f"{'.'.join(map(str, first['loc']))} is {str(first['input'])[:60]!r}; restore it with the version that "
+            f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}; restore it with the version that "
             "made it, or a newer one"
         ) from error
 
@@ -255,7 +256,7 @@ def verify(source: Shelf, manifest: Manifest, watch: Watch | None = None) -> Non
         if found != file:
             raise BackupFailed(
                 f"the back-up at {source.address} is torn: {file.path} has {found.bytes} bytes with sha256 "
-                f"{found.sha256[:12]}, and was written with {file.bytes} and {file.sha256[:12]}; take another copy of it"
+                f"{found.sha256[:12]}, and was written with {file.bytes} and {file.sha256[:12]}; use another copy"
             )
         if watch:
             watch(file.bytes)

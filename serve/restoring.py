@@ -1,6 +1,6 @@
 """`heed restore`: a back-up into an empty place; without another ledger's address, into var/ for the next `heed up`.
 
-A ledger in var/ is written by a server of this command's own, under the lock that `heed up` takes, so the two never meet.
+A ledger in var/ is written by a server of this command's own, under the lock of `heed up`, so the two never meet.
 """
 
 import asyncio
