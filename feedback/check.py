@@ -34,6 +34,7 @@ async def violations(ledger: Ledger) -> AsyncIterator[str]:
     """Each broken invariant as a sentence. Old forms and unsettled prompts are work, not damage, and done first."""
     if under_way := await ledger.reply(ledger.redis.get(ledger.keys.restore)):
         yield f"the restore of back-up {under_way} is not complete; begin it again with the same back-up"
+        return
     await completions.upgrade(ledger)
     await pairs.settle(ledger)
     for check in (_opinions, _pairs, _archive, _sums, _jobs, _adapters, _canary, _durability):

@@ -8,9 +8,9 @@ Nothing else may be at work on the ledger meanwhile.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from feedback.backup import LEDGER, KeptFile, Manifest, Shelf, copied, read, verify
@@ -61,7 +61,7 @@ async def damage(ledger: Ledger, manifest: Manifest) -> list[str]:
     return [sentence for model in manifest.counts async for sentence in violations(ledger.of(model))]
 
 
-async def _make_room(redis: "Redis", ledger: Ledger, manifest: Manifest, replace: bool) -> None:
+async def _make_room(redis: Any, ledger: Ledger, manifest: Manifest, replace: bool) -> None:
     """Everything is looked at before anything is removed."""
     mark = Keys("").restore
     under_way = await redis.get(mark)
@@ -98,13 +98,13 @@ def _other_partitions(ledger: Ledger, manifest: Manifest) -> list[str]:
     return sorted(found - kept)
 
 
-async def _first(redis: "Redis") -> bytes | None:
+async def _first(redis: Any) -> bytes | None:
     async for keys in _walk(redis):
         return keys[0]
     return None
 
 
-async def _walk(redis: "Redis") -> AsyncIterator[list[bytes]]:
+async def _walk(redis: Any) -> AsyncIterator[list[bytes]]:
     cursor = 0
     while True:
         cursor, keys = await redis.scan(cursor, match=OURS, count=AT_ONCE)
@@ -146,7 +146,7 @@ def _close(var: Path, manifest: Manifest) -> None:
         folder.chmod(0o555)
 
 
-async def _write(redis: "Redis", manifest: Manifest, some: Sequence[Entry]) -> None:
+async def _write(redis: Any, manifest: Manifest, some: Sequence[Entry]) -> None:
     pipe = redis.pipeline(transaction=False)
     for entry in some:
         if entry.value is None:
@@ -167,7 +167,7 @@ async def _write(redis: "Redis", manifest: Manifest, some: Sequence[Entry]) -> N
             raise reply
 
 
-async def _compare(redis: "Redis", manifest: Manifest) -> None:
+async def _compare(redis: Any, manifest: Manifest) -> None:
     for model, counts in manifest.counts.items():
         lists = counted(Keys(model))
         for name, expected in counts.items():

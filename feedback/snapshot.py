@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -68,7 +68,7 @@ class Named:
 class Snapshot:
     """Frames go to `out` in the order of copying; the last one of a key counts."""
 
-    def __init__(self, redis: "Redis", messages: Connection, settings: LedgerSettings, out: BinaryIO) -> None:
+    def __init__(self, redis: Any, messages: Any, settings: LedgerSettings, out: BinaryIO) -> None:
         self._redis = redis
         self._messages = messages
         self._settings = settings
@@ -224,8 +224,11 @@ def counted(keys: Keys) -> dict[str, str]:
     }
 
 
-def connect(settings: LedgerSettings, timeout_s: float | None) -> "Redis":
-    """Values as bytes, which DUMP's are, and RESP2, in which a second connection is told of changes."""
+def connect(settings: LedgerSettings, timeout_s: float | None) -> Any:
+    """Values as bytes, which DUMP's are, and RESP2, in which a second connection is told of changes.
+
+    Any: redis-py types what it replies as text or bytes, whichever was asked for.
+    """
     return Redis.from_url(
         settings.ledger_url,
         protocol=2,
@@ -241,7 +244,7 @@ async def watching(settings: LedgerSettings, out: BinaryIO) -> AsyncIterator[Sna
     asking, told = connect(settings, settings.ledger_timeout_s), connect(settings, None)
     one = asking.client()
     try:
-        messages: Any = await told.connection_pool.get_connection()
+        messages = await told.connection_pool.get_connection()
         await messages.send_command("CLIENT", "ID")
         listener = await messages.read_response()
         await messages.send_command("SUBSCRIBE", "__redis__:invalidate")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -56,15 +57,16 @@ async def under(write: Callable[[int], Awaitable[None]], writers: int = WRITERS)
 
 
 async def opinions(ledger: Ledger) -> set[str]:
-    return set(await ledger.redis.zrange(ledger.keys.votes, 0, -1))
+    return {str(opinion_id) for opinion_id in await ledger.redis.zrange(ledger.keys.votes, 0, -1)}
 
 
-def heed(ledger: Ledger, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def heed(ledger: Ledger, *words: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
     given = {"HEED_LEDGER_URL": ledger.settings.ledger_url, "HEED_VAR": str(ledger.settings.var)}
     return subprocess.run(
         [sys.executable, "-m", "heed", *words],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"]} | given | env,
+        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"} | given,
+        preexec_fn=(lambda: resource.setrlimit(limit, (8192, 8192))) if limit is not None else None,
         capture_output=True,
         text=True,
         timeout=120,
@@ -79,14 +81,15 @@ async def test_a_back_up_under_load_is_one_moment_of_the_ledger(ledger: Ledger, 
     async def vote(number: int) -> None:
         one = await answered(ledger, f"question {number}", f"answer {len(done[number])}")
         begun[number].append(one.id)
-        rating = "up" if len(done[number]) % 2 else "down"
-        await votes.cast(ledger, completion_id=one.id, rating=rating, voter=f"voter-{number}")
+        await votes.cast(ledger, completion_id=one.id, rating="up", voter=f"voter-{number}")
         done[number].append(one.id)
 
-    await old(ledger, "q", *(f"answer {number}" for number in range(300)))
+    first, *_ = await old(ledger, "q", *(f"answer {number}" for number in range(300)))
     await archive.run(ledger)
 
     async with under(vote):
+        while not all(done):
+            await votes.cast(ledger, completion_id=first.id, rating="up", voter="ann")
         before = [len(each) for each in done]
         made = await backup.make(ledger, str(tmp_path / "backup"))
         after = [len(each) for each in begun]
@@ -97,7 +100,7 @@ async def test_a_back_up_under_load_is_one_moment_of_the_ledger(ledger: Ledger, 
         kept = [one for one in begun[number] if await empty.redis.exists(empty.keys.completion_votes(one))]
         assert kept == begun[number][: len(kept)]
         assert before[number] <= len(kept) <= after[number]
-    assert sum(len(each) for each in done) > sum(before) > 0
+    assert sum(after) > sum(before) + WRITERS, "nobody voted meanwhile"
     assert await clean(ledger)
 
 
@@ -288,7 +291,8 @@ async def test_a_restore_that_was_broken_off_is_seen_and_completed_by_another(
     seen: list[str] = []
     while not await until(steps + 1):
         steps += 1
-        seen += [sentence async for sentence in violations(empty)]
+        if await empty.redis.dbsize():
+            seen += [sentence async for sentence in violations(empty)]
 
     assert steps > len(backup.read(Shelf(str(kept))).files)
     assert any("is not complete; begin it again with the same back-up" in sentence for sentence in seen)
@@ -359,21 +363,19 @@ async def test_any_address_of_fsspec_holds_back_ups(ledger: Ledger, empty: Ledge
     assert await clean(empty)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 async def test_a_full_disk_and_a_place_that_cannot_be_written_are_told(ledger: Ledger, tmp_path: Path) -> None:
     await old(ledger, "q", *(f"answer {number}" for number in range(50)))
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / UNFINISHED).touch()
     (tmp_path / "file").touch()
-    (tmp_path / "full" / "ledger.bin").symlink_to("/dev/full")
 
-    with pytest.raises(BackupFailed, match="No space left on device"):
-        await backup.make(ledger, str(tmp_path / "full"))
+    # No file may grow beyond 8 kB: what write() then says differs from a full disk's only in its number.
+    full = await asyncio.to_thread(heed, ledger, "backup", str(tmp_path / "full"), limit=resource.RLIMIT_FSIZE)
     told = await asyncio.to_thread(heed, ledger, "backup", str(tmp_path / "file" / "backup"))
 
-    assert told.returncode == 1
-    assert "No back-up was made: " in told.stderr
-    assert "Not a directory" in told.stderr
+    assert (full.returncode, told.returncode) == (1, 1)
+    assert f"No back-up was made: {tmp_path}/full cannot be read or written (File too large)" in full.stderr
+    assert f"No back-up was made: {tmp_path}/file/backup cannot be read or written (Not a directory)" in told.stderr
+    with pytest.raises(BackupFailed, match="no complete back-up"):
+        backup.read(Shelf(str(tmp_path / "full")))
 
 
 async def test_what_is_missing_when_it_is_made_is_named_and_does_not_hinder(ledger: Ledger, tmp_path: Path) -> None:
