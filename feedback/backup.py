@@ -8,12 +8,12 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -21,6 +21,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from feedback.connection import Ledger
 from feedback.errors import FeedbackError
 from feedback.snapshot import BackupFailed, Named, Snapshot, Watch, watching
+
+A, R = TypeVar("A"), TypeVar("R")
 
 MANIFEST, LEDGER, UNFINISHED = "manifest.json", "ledger.bin", "unfinished"
 
@@ -75,15 +77,20 @@ class Shelf:
 
     @contextmanager
     def open(self, path: str, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
-        """On disk when it is closed. Raises FileNotFoundError too."""
+        """On disk when it is closed. Raises FileNotFoundError too; what else the block raises stays what it is."""
         with self._reaching() as (files, root):
             if mode == "wb":
                 files.makedirs(f"{root}/{path}".rsplit("/", 1)[0], exist_ok=True)
-            with files.open(f"{root}/{path}", mode) as file:
-                yield file
+            file = files.open(f"{root}/{path}", mode)
+        try:
+            yield file
+            with self._reaching():
                 if mode == "wb" and is_local(files):
                     file.flush()
                     os.fsync(file.fileno())
+        finally:
+            with self._reaching():
+                file.close()
 
     def names(self) -> set[str]:
         """Paths of all files, relative to the address."""
@@ -99,10 +106,15 @@ class Shelf:
     def digest(self, path: str) -> KeptFile:
         whole, size = hashlib.sha256(), 0
         with self.open(path, "rb") as file:
-            while piece := file.read(PIECE):
+            while piece := self.told(file.read, PIECE):
                 whole.update(piece)
                 size += len(piece)
         return KeptFile(path=path, bytes=size, sha256=whole.hexdigest())
+
+    def told(self, act: Callable[[A], R], given: A) -> R:
+        """Read or write a piece of an open file of this shelf."""
+        with self._reaching():
+            return act(given)
 
     @contextmanager
     def _reaching(self) -> Iterator[tuple[Any, str]]:
@@ -127,8 +139,8 @@ def copied(source: Shelf, path: str, target: Shelf, to: str) -> KeptFile:
     """Raises FileNotFoundError where the source has none, BackupFailed."""
     whole, size = hashlib.sha256(), 0
     with source.open(path, "rb") as one, target.open(to, "wb") as other:
-        while piece := one.read(PIECE):
-            other.write(piece)
+        while piece := source.told(one.read, PIECE):
+            target.told(other.write, piece)
             whole.update(piece)
             size += len(piece)
     return KeptFile(path=to, bytes=size, sha256=whole.hexdigest())

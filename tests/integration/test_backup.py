@@ -372,7 +372,7 @@ async def test_a_full_disk_and_a_place_that_cannot_be_written_are_told(ledger: L
     told = await asyncio.to_thread(heed, ledger, "backup", str(tmp_path / "file" / "backup"))
 
     assert (full.returncode, told.returncode) == (1, 1)
-    assert f"No back-up was made: {tmp_path}/full cannot be read or written (File too large)" in full.stderr
+    assert "No back-up was made: the ledger's copy cannot be written: File too large" in full.stderr
     assert f"No back-up was made: {tmp_path}/file/backup cannot be read or written (Not a directory)" in told.stderr
     with pytest.raises(BackupFailed, match="no complete back-up"):
         backup.read(Shelf(str(tmp_path / "full")))
