@@ -42,6 +42,9 @@ KILLS := 20
 faults:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make faults SEED=1 KILLS=3`)
 	@$(BIN)/python -m tests.faults --times $(KILLS) --seed $(SEED)
 
+swaps:  ## ten swaps, two rollbacks, a canary and a killed engine under 16 streams on two real vLLM (five minutes)
+	@$(BIN)/python -m tests.load.swaps
+
 bench-train:  ## measure what training costs against TRL, and that its losses are TRL's (half an hour)
 	@$(BIN)/python -m tests.load.bench_train
 
@@ -70,4 +73,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults bench-train reproduce gate lock clean
+.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate lock clean
