@@ -37,7 +37,7 @@ async def restore(ledger: Ledger, address: str, replace: bool = False, watch: Wa
         await _make_room(redis, ledger, manifest, replace)
         for file in manifest.files:
             if file.path != LEDGER:
-                await asyncio.to_thread(_put, source, file, ledger, replace)
+                await asyncio.to_thread(_put, source, file, ledger)
                 if watch:
                     watch(file.bytes)
         await asyncio.to_thread(_close, ledger.settings.var.absolute(), manifest)
@@ -78,6 +78,11 @@ async def _make_room(redis: Any, ledger: Ledger, manifest: Manifest, replace: bo
                 f"the archive is not empty: it has {others[0]}; restore with an empty HEED_ARCHIVE, or with --replace, "
                 "which deletes what is there"
             )
+    if not (replace or is_ours) and (taken := await asyncio.to_thread(_taken, ledger, manifest)):
+        raise BackupFailed(
+            f"{taken} is there already and is not what the back-up has; move it away, or restore with --replace, which "
+            "writes over it"
+        )
     await redis.set(mark, manifest.id)
     if replace and not is_ours:
         async for keys in _walk(redis):
@@ -114,28 +119,43 @@ async def _walk(redis: Any) -> AsyncIterator[list[bytes]]:
             return
 
 
-def _put(source: Shelf, file: KeptFile, ledger: Ledger, replace: bool) -> None:
-    """Left alone if it is there as it should be."""
+def _target(file: KeptFile, ledger: Ledger) -> tuple[Shelf, str]:
     area, _, path = file.path.partition("/")
-    var = ledger.settings.var.absolute()
-    target = Shelf(ledger.settings.archive_address.rstrip("/") if area == "archive" else str(var / area))
-    if path in target.names():
+    folder = ledger.settings.archive_address.rstrip("/") if area == "archive" else ledger.settings.var.absolute() / area
+    return Shelf(str(folder)), path
+
+
+def _is_there(file: KeptFile, ledger: Ledger) -> bool | None:
+    """None: something else is."""
+    target, path = _target(file, ledger)
+    try:
         found = target.digest(path)
-        if (found.bytes, found.sha256) == (file.bytes, file.sha256):
-            return
-        if not replace:
-            raise BackupFailed(
-                f"{target.address}/{path} is there already and is not what the back-up has; move it away, or restore "
-                "with --replace, which writes over it"
-            )
-    if area not in READ_ONLY:
+    except FileNotFoundError:
+        return False
+    return True if (found.bytes, found.sha256) == (file.bytes, file.sha256) else None
+
+
+def _taken(ledger: Ledger, manifest: Manifest) -> str | None:
+    """Where something lies that is not what the back-up has there."""
+    for file in manifest.files:
+        if file.path != LEDGER and _is_there(file, ledger) is None:
+            target, path = _target(file, ledger)
+            return f"{target.address}/{path}"
+    return None
+
+
+def _put(source: Shelf, file: KeptFile, ledger: Ledger) -> None:
+    if _is_there(file, ledger):
+        return
+    target, path = _target(file, ledger)
+    if not file.path.startswith(READ_ONLY):
         copied(source, file.path, target, path)
         return
-    here = var / area / path
+    here = Path(target.address) / path
     here.parent.mkdir(parents=True, exist_ok=True)
-    here.parent.chmod(0o755)  # read-only, if an earlier restore was broken off
-    copied(source, file.path, target, f"{path}.restoring")
+    here.parent.chmod(0o755)  # read-only, if it was there
     beside = here.with_name(f"{here.name}.restoring")
+    copied(source, file.path, target, beside.relative_to(target.address).as_posix())
     beside.chmod(0o444)
     beside.replace(here)
 

@@ -262,6 +262,7 @@ async def test_an_adapter_of_the_same_name_and_other_bytes_is_not_written_over(e
         await restore.restore(empty, str(kept))
 
     assert other.read_bytes() == b"somebody else's"
+    assert await empty.redis.dbsize() == 0
 
 
 async def test_a_restore_that_was_broken_off_is_seen_and_completed_by_another(
@@ -296,6 +297,20 @@ async def test_a_restore_that_was_broken_off_is_seen_and_completed_by_another(
 
     assert steps > len(backup.read(Shelf(str(kept))).files)
     assert any("is not complete; begin it again with the same back-up" in sentence for sentence in seen)
+    assert await clean(empty)
+
+
+async def test_half_a_file_of_a_restore_that_was_broken_off_is_written_again(empty: Ledger, kept: Path) -> None:
+    some = [file for file in backup.read(Shelf(str(kept))).files if file.path.startswith("archive/")]
+    half = empty.settings.var / some[0].path
+    half.parent.mkdir(parents=True)
+    half.write_bytes((kept / some[0].path).read_bytes()[:100])
+    with pytest.raises(BackupFailed, match="is there already and is not what the back-up has"):
+        await restore.restore(empty, str(kept))
+    await empty.redis.set(empty.keys.restore, backup.read(Shelf(str(kept))).id)
+
+    await restore.restore(empty, str(kept))
+
     assert await clean(empty)
 
 
