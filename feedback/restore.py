@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from feedback.backup import LEDGER, KeptFile, Manifest, Shelf, copied, read, verify
 from feedback.check import violations
 from feedback.connection import Ledger
-from feedback.failures import FAILURES, refused_or_lost
+from feedback.failures import refused_or_lost
 from feedback.keys import OURS, Keys
 from feedback.snapshot import AT_ONCE, BackupFailed, Entry, Watch, batches, connect, counted, entries
 
 READ_ONLY = ("adapters", "rewards")
 """As the trainer publishes them."""
+
+DELETING = "none yet, what was there is being deleted"
+"""Stands for the back-up's id: broken off here, only another --replace may go on, as old keys are left."""
 
 
 async def restore(ledger: Ledger, address: str, replace: bool = False, watch: Watch | None = None) -> Manifest:
@@ -48,8 +51,10 @@ async def restore(ledger: Ledger, address: str, replace: bool = False, watch: Wa
                     watch(sum(len(entry.key) + len(entry.value or b"") for entry in some))
         await _compare(redis, manifest)
         await redis.delete(Keys("").restore)
-    except FAILURES as error:
+    except RedisError as error:
         raise refused_or_lost(error) from error
+    except OSError as error:
+        raise BackupFailed(f"{error.filename} cannot be written ({error.strerror})") from error
     finally:
         await redis.aclose()
         await redis.connection_pool.disconnect()
@@ -69,7 +74,9 @@ async def _make_room(redis: Any, ledger: Ledger, manifest: Manifest, replace: bo
     others = await asyncio.to_thread(_other_partitions, ledger, manifest)
     if not replace:
         if not is_ours and (first := await _first(redis)):
-            what = "holds part of another back-up" if under_way else f"is not empty (it has {first.decode()!r})"
+            what = (
+                "holds part of what another restore left" if under_way else f"is not empty (it has {first.decode()!r})"
+            )
             raise BackupFailed(
                 f"the ledger {what}; restore into an empty one, or with --replace, which deletes what is there"
             )
@@ -83,11 +90,12 @@ async def _make_room(redis: Any, ledger: Ledger, manifest: Manifest, replace: bo
             f"{taken} is there already and is not what the back-up has; move it away, or restore with --replace, which "
             "writes over it"
         )
-    await redis.set(mark, manifest.id)
-    if replace and not is_ours:
+    if replace:
+        await redis.set(mark, DELETING)
         async for keys in _walk(redis):
             if rest := [key for key in keys if key.decode() != mark]:
                 await redis.unlink(*rest)
+    await redis.set(mark, manifest.id)
     shelf = Shelf(ledger.settings.archive_address.rstrip("/"))
     for path in others:
         await asyncio.to_thread(shelf.remove, path)

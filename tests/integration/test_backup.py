@@ -252,6 +252,18 @@ async def test_a_place_that_is_not_empty_is_refused_until_replacing_is_asked_for
     assert await opinions(empty) == await opinions(ledger)
 
 
+async def test_a_replacing_that_was_broken_off_leaves_nothing_of_before(empty: Ledger, kept: Path) -> None:
+    await old(empty, "another question", "another answer")
+    await empty.redis.set(empty.keys.restore, restore.DELETING)
+
+    with pytest.raises(BackupFailed, match="holds part of what another restore left"):
+        await restore.restore(empty, str(kept))
+    manifest = await restore.restore(empty, str(kept), replace=True)
+
+    assert await empty.redis.zcard(empty.keys.votes) == manifest.counts["heed"]["votes"]
+    assert await restore.damage(empty, manifest) == []
+
+
 async def test_an_adapter_of_the_same_name_and_other_bytes_is_not_written_over(empty: Ledger, kept: Path) -> None:
     (folder,) = (kept / "adapters").iterdir()
     other = empty.settings.var / "adapters" / folder.name / "adapter_model.safetensors"
