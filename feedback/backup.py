@@ -22,7 +22,8 @@ from feedback.connection import Ledger
 from feedback.errors import FeedbackError
 from feedback.snapshot import BackupFailed, Named, Snapshot, Watch, watching
 
-A, R = TypeVar("A"), TypeVar("R")
+A = TypeVar("A")
+R = TypeVar("R")
 
 MANIFEST, LEDGER, UNFINISHED = "manifest.json", "ledger.bin", "unfinished"
 
