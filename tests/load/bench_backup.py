@@ -1,4 +1,4 @@
-"""How long writers wait for a back-up: `python -m tests.load.backup ENTRIES COMPLETIONS`.
+"""How long writers wait for a back-up: `python -m tests.load.bench_backup ENTRIES COMPLETIONS`.
 
 Lists with so many entries, which every completion and vote changes, and one writer that never stops.
 """
