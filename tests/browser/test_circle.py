@@ -164,7 +164,7 @@ async def test_an_operator_previews_starts_and_follows_a_job_sees_it_live_and_ro
     await taught(operator)
     await page.goto("/operate")
     await pick(page, "Served model", MODEL)
-    said, progress = page.locator("#operate-said"), page.locator("#operate-progress")
+    said, progress = page.locator("#operate-jobs-said"), page.locator("#operate-progress")
 
     await page.get_by_role("button", name="Preview a job").click()
     await expect(said).to_contain_text("plan")
@@ -180,6 +180,7 @@ async def test_an_operator_previews_starts_and_follows_a_job_sees_it_live_and_ro
     await expect(page.locator("#operate-verdict")).to_contain_text("operator")
     await expect(page.locator("#operate-gate")).to_be_visible()
     tree, reason = page.locator("#operate-tree"), page.locator("#operate-reason textarea, #operate-reason input")
+    said = page.locator("#operate-adapters-said")
     await reason.fill("reads well")
     await page.get_by_role("button", name="Promote it").click()
     await expect(said).to_contain_text(re.compile(f"{MODEL}-v\\d+-[0-9a-f]{{8}} is live"))
