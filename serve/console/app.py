@@ -23,6 +23,7 @@ from serve.console.calls import Calls
 from serve.console.chat import ChatPage
 from serve.console.operate import OperatePage
 from serve.console.settings import ConsoleSettings
+from serve.console.votes import VotesPage
 from serve.keyring import LOCAL_NAMES
 
 POLICY = "; ".join(
@@ -89,6 +90,9 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     with gr.Blocks(title="Heed", fill_width=True) as pages:
         gr.Navbar(main_page_name="Chat")
         ChatPage(calls, pages)
+    with pages.route("Your votes", "/votes"):
+        gr.Navbar(main_page_name="Chat")
+        VotesPage(calls, pages)
     with pages.route("Operate", "/operate"):
         gr.Navbar(main_page_name="Chat")
         OperatePage(calls, pages)
