@@ -123,9 +123,9 @@ def config_faults(config: dict[str, Any]) -> list[str]:
         if key not in wanted.keys() | harmless and value
     ]
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or not 1 <= rank <= 512:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 512:
         faults.append(f"{CONFIG}: r must be a whole number from 1 to 512; it is {rank!r}")
-    elif type(alpha) not in (int, float) or not 0 < alpha <= 2 * rank:
+    elif not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= 2 * rank:
         faults.append(f"{CONFIG}: lora_alpha must be a number above 0 and at most twice r; it is {alpha!r}")
     if set(config.get("target_modules") or ()) != set(LINEARS):
         faults.append(f"{CONFIG}: target_modules must be {sorted(LINEARS)}; it is {config.get('target_modules')!r}")

@@ -52,6 +52,7 @@ adapter:ID:history         list    kept                   adapters              
 adapters                   zset    kept                   adapters                    adapters
 adapters:version           string  kept (a counter)       jobs.number                 jobs
 rewards:version            string  kept (a counter)       jobs.reward_number          jobs
+triggers                   string  TTL, two minutes       triggers.tell               stats
 serving, serving:past      hash, list  kept               adapters                    hot swap
 gateways                   zset    as long as they live   gateways.beat (until when)  gateways.beat
 gateways:told              hash    as gateways            gateways.beat               gateways.beat
@@ -279,6 +280,10 @@ class Keys:
     @property
     def reward_version(self) -> str:
         return self._key("rewards:version")
+
+    @property
+    def triggers(self) -> str:
+        return self._key("triggers")
 
     def idempotency(self, key_digest: str) -> str:
         return self._key(f"idempotency:{key_digest}")

@@ -84,7 +84,9 @@ class ChatPage:
         said = gr.Markdown(elem_classes="heed-said", elem_id="heed-said")
         with gr.Accordion("Say more about the last answer", open=False):
             comment = gr.Textbox("", label="Comment", max_length=20_000, elem_id="heed-comment")
-            correction = gr.Textbox("", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction")
+            correction = gr.Textbox(
+                "", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction"
+            )
             more = gr.Button("Send", elem_id="heed-send-more")
 
         talk = [turns, chatbot, said, choice, older]
@@ -249,7 +251,7 @@ def _talk(turns: list[Turn], said: str = "") -> Step:
 
 
 def _noted(memory: Json, turns: list[Turn], index: int) -> Json:
-    """With the vote on that answer among this browser's; one that is taken back stays listed, for it may have taught."""
+    """With the vote on that answer among this browser's; one taken back stays listed, for it may have taught."""
     turn = turns[index]
     if not turn.get("vote"):
         return memory

@@ -107,6 +107,7 @@ async def test_p01_an_engine_that_died_of_missing_files_is_not_given_them_again(
         await until(lambda: not engine.is_alive, "the engine is dead")
         engine.loads.clear()
         await engine.start()
+        await until(partial(says, gateway, f"the files of {one}"), "it is told why")
         back = await gateway.operator.post("/v1/adapters/rollback", json={"reason": "its files are gone"})
 
         assert died.status_code == 503

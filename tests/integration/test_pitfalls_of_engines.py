@@ -20,7 +20,7 @@ async def live(gateway: RunningGateway) -> str:
 
 
 def command(device: stack.Device = "cpu", **given: Any) -> list[str]:
-    return stack.engine(Stack(StackSettings(var=Path("var"), **given), device, 1, (2,)), key="k").command
+    return list(stack.engine(Stack(StackSettings(var=Path("var"), **given), device, 1, (2,)), key="k").command)
 
 
 async def test_p11_a_load_that_was_done_already_is_no_failure_and_any_other_refusal_is(

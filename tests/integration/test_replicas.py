@@ -168,8 +168,8 @@ async def test_an_engine_that_hangs_is_left_out_and_holds_up_no_swap(
 async def test_what_an_engine_that_hangs_has_not_begun_to_answer_another_answers(
     ledger: Ledger, tmp_path: Path, engines: list[ScriptedEngine], stream: bool
 ) -> None:
-    patience: dict[str, Any] = {"engine_check_s": 0.3, "engine_wait_s": 0.1}
-    async with running_gateway(ledger, tmp_path, *engines, **patience, **QUICK) as gateway:
+    patience = QUICK | {"engine_check_s": 0.3, "engine_wait_s": 0.1}
+    async with running_gateway(ledger, tmp_path, *engines, **patience) as gateway:
         await until(lambda: both_hold(gateway, "heed-base"), "both engines take traffic")
         engines[0].answers.clear()
 
