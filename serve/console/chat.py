@@ -33,6 +33,9 @@ FORMULAS = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 
+REASONS = ("correct", "clear", "wrong", "not what I asked", "too long", "too short", "unsafe")
+"""Of both thumbs. The gateway takes any words; these few are one touch on a phone."""
+
 Step = tuple[Any, ...]
 
 
@@ -87,6 +90,7 @@ class ChatPage:
             correction = gr.Textbox(
                 "", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction"
             )
+            reasons = gr.CheckboxGroup(list(REASONS), label="Reasons", elem_id="heed-reasons")
             more = gr.Button("Send", elem_id="heed-send-more")
 
         talk = [turns, chatbot, said, choice, older]
@@ -101,7 +105,7 @@ class ChatPage:
         chatbot.like(self.judge, [turns, memory, key], view, api_name="judge", **noted)
         newer_wins.click(self.prefer_newer, [turns, memory, key], view, api_name="prefer_newer", **noted)
         older_wins.click(self.prefer_older, [turns, memory, key], view, api_name="prefer_older", **noted)
-        words = [comment, correction]
+        words = [comment, correction, reasons]
         more.click(self.say_more, [*words, turns, memory, key], [*words, *view], api_name="say_more", **noted)
         gr.on([new.click, chatbot.clear], self.forget, memory, view, **unseen)
         page.load(self.recall, memory, view, **unseen)
@@ -163,20 +167,23 @@ class ChatPage:
         memory = _noted(memory, turns, index)
         return _view(memory, turns, problem or ("Noted, thank you." if rating else "Taken back."))
 
-    async def say_more(self, comment: str, correction: str, turns: list[Turn], memory: Json, key: str) -> Step:
+    async def say_more(
+        self, comment: str, correction: str, reasons: list[str], turns: list[Turn], memory: Json, key: str
+    ) -> Step:
+        given = comment, correction, reasons
         last = last_answer(turns)
         if not last:
-            return comment, correction, *_view(memory, turns, "There is no answer to say something about yet.")
-        if not (comment.strip() or correction.strip()):
-            return comment, correction, *_view(memory, turns, "Write a comment, or the answer you wanted.")
+            return *given, *_view(memory, turns, "There is no answer to say something about yet.")
+        if not (comment.strip() or correction.strip() or reasons):
+            return *given, *_view(memory, turns, "Write a comment or the answer you wanted, or pick a reason.")
         if not (rating := last["rating"] or ("down" if correction.strip() else None)):
-            say = "Give the answer a thumb first: a comment belongs to a vote."
-            return comment, correction, *_view(memory, turns, say)
-        words = {"comment": comment.strip() or None, "correction": correction.strip() or None}
+            say = "Give the answer a thumb first: a comment or a reason belongs to a vote."
+            return *given, *_view(memory, turns, say)
+        words = {"comment": comment.strip() or None, "correction": correction.strip() or None, "reasons": reasons}
         if problem := await self._vote(last, memory["voter"], key, rating=rating, **words):
-            return comment, correction, *_view(memory, turns, problem)
+            return *given, *_view(memory, turns, problem)
         memory = _noted(memory, turns, len(turns) - 1)
-        return "", "", *_view(memory, turns, "Noted, thank you.")
+        return "", "", [], *_view(memory, turns, "Noted, thank you.")
 
     async def prefer_newer(self, turns: list[Turn], memory: Json, key: str) -> Step:
         return await self._prefer(turns, memory, key, is_newer=True)
@@ -199,11 +206,13 @@ class ChatPage:
         memory = with_vote(memory, preference["id"], turns[:-1], "better of two")
         return _view(memory, [*turns[:-1], better | {"older": None}], "Noted, thank you.")
 
-    async def _vote(self, turn: Turn, voter: str, key: str, rating: str | None, **words: str | None) -> str:
+    async def _vote(self, turn: Turn, voter: str, key: str, rating: str | None, **words: Any) -> str:
         """Cast, change or take back; what went wrong, in words, and then the turn is as it was."""
         if not turn.get("id"):
             return "This answer was stopped before its end, so there is no vote on it."
-        words = {name: words.get(name) or turn.get(name) for name in ("comment", "correction")}
+        words = {name: words.get(name) or turn.get(name) for name in ("comment", "correction")} | {
+            "reasons": words.get("reasons") or turn.get("reasons") or []
+        }
         try:
             if rating:
                 body = {"completion_id": turn["id"], "rating": rating, "voter": voter, **words}
@@ -211,7 +220,7 @@ class ChatPage:
                 turn |= {"rating": rating, "vote": vote["id"], **words}
             elif turn["vote"]:
                 await self._calls.delete(key, f"/votes/{turn['vote']}")
-                turn |= {"rating": None, "vote": None, "comment": None, "correction": None}
+                turn |= {"rating": None, "vote": None, "comment": None, "correction": None, "reasons": []}
         except CallFailed as failed:
             return str(failed)
         return ""

@@ -95,16 +95,17 @@ async def test_a_thumb_is_a_vote_that_can_be_changed_and_taken_back(gateway: Run
     assert votes == [[f"up by {memory['voter']}"], [f"down by {memory['voter']}"], []]
 
 
-async def test_a_correction_and_a_comment_belong_to_the_vote_on_the_last_answer(
+async def test_a_correction_a_comment_and_reasons_belong_to_the_vote_on_the_last_answer(
     gateway: RunningGateway, browser: Browser
 ) -> None:
     memory = await remembered(browser)
     await ask(browser)
 
-    await browser.press("say_more", "too vague", "Run into the wind.", NOTHING, memory, "")
+    await browser.press("say_more", "too vague", "Run into the wind.", ["too short"], NOTHING, memory, "")
 
     (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
     assert (vote["rating"], vote["comment"], vote["correction"]) == ("down", "too vague", "Run into the wind.")
+    assert vote["reasons"] == ["too short"]
 
 
 async def test_your_votes_says_what_became_of_each_also_in_a_new_conversation(
