@@ -17,6 +17,7 @@ run: install  ## install, make the model, start the whole stack, print the addre
 
 test:  ## install what tests need, then lint, types, contracts and every test
 	@$(INSTALL) --dev
+	@bash requirements/browser.sh
 	@$(MAKE) --no-print-directory lint types
 	@$(BIN)/python -m pytest
 
@@ -56,6 +57,10 @@ gate:  ## what the gate lets out and what it keeps: a catalogue of real jobs (lo
 	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
 	@$(BIN)/python -m tests.load.gate_catalogue
 
+screenshots:  ## pictures of the console's pages: writes docs/images/console-*.png (five minutes)
+	@$(BIN)/python -m trainer pocket --out var/pocket
+	@$(BIN)/python -m tests.browser.screenshots
+
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
 	@$(LOCK) $(UPGRADE) -o requirements/gateway.txt
@@ -73,4 +78,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate lock clean
+.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate screenshots lock clean

@@ -20,6 +20,7 @@ from serve.console.conversation import (
     thumbs,
     with_vote,
 )
+from serve.console.prose import prose
 
 SHOW_EVERY_S = 0.05
 """A browser draws no faster than it reads; without a pause each token would send the conversation."""
@@ -255,7 +256,7 @@ class ChatPage:
 def _talk(turns: list[Turn], said: str = "") -> Step:
     can_choose = is_comparable(turns)
     chat = gr.update(value=shown(turns), feedback_value=thumbs(turns))
-    older = f"**Before:** {turns[-1]['older']['content']}" if can_choose else ""
+    older = f"**Before:** {prose(turns[-1]['older']['content'])}" if can_choose else ""
     return turns, chat, said, gr.update(visible=can_choose), older
 
 
