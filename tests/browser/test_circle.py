@@ -74,6 +74,7 @@ async def test_a_thumb_is_a_vote_that_can_be_changed_and_withdrawn(page: Page, o
 
     await thumb(page, "Like").click()
     await expect(thumb(page, "Liked")).to_be_visible()
+    await expect(page.get_by_text("Noted")).to_be_visible()  # now the browser remembers it, too
     await expect_votes(operator, *others, ("up", None))
 
     await page.reload()
@@ -90,14 +91,17 @@ async def test_a_thumb_is_a_vote_that_can_be_changed_and_withdrawn(page: Page, o
 async def test_an_answer_is_given_again_and_the_better_one_preferred(page: Page, operator: httpx.AsyncClient) -> None:
     await page.goto("/")
     await pick(page, "Model", MODEL)
-    await ask(page, QUESTION)
-    new = page.get_by_role("button", name="The new one is better")
+    new, said = page.get_by_role("button", name="The new one is better"), page.get_by_test_id("bot").last
 
     for _ in range(10):  # two samples may begin alike, and the same text nobody could prefer
+        await page.get_by_role("button", name="New conversation").click()
+        await expect(new).to_be_hidden()
+        await expect(thumb(page, "Like")).to_have_count(0)
+        await ask(page, QUESTION)
+        older = await said.locator("p").first.inner_text()
         await page.get_by_role("button", name="Retry").click()
         await expect(new).to_be_visible()
-        older = (await page.locator("p", has_text="Before:").inner_text()).removeprefix("Before: ")
-        newer = await page.get_by_test_id("bot").last.locator("p").first.inner_text()
+        newer = await said.locator("p").first.inner_text()
         if older != newer:
             break
     await new.click()
