@@ -110,7 +110,11 @@ async def test_an_answer_is_given_again_and_the_better_one_preferred(page: Page,
     await expect(page.get_by_text("Noted")).to_be_visible()
     await expect(new).to_be_hidden()
     found = await pairs(operator)
-    assert any(chosen.startswith(newer) and rejected.startswith(older) for chosen, rejected in found), (older, newer, found)
+    assert any(chosen.startswith(newer) and rejected.startswith(older) for chosen, rejected in found), (
+        older,
+        newer,
+        found,
+    )
 
 
 async def test_a_correction_is_the_answer_that_was_wanted(page: Page, operator: httpx.AsyncClient) -> None:
