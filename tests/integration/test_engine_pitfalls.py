@@ -1,7 +1,7 @@
 """What vLLM does that a gateway must not be caught by, each by its number.
 
 Where a number is covered by the test of something else, this says by which; the others are below, from P11 on in
-test_pitfalls_of_engines.py.
+test_engine_swap_pitfalls.py.
 
 P1   adapter files are gone, and the engine dies
 P2   `load_inplace` stays in force
