@@ -56,6 +56,8 @@ class Victim(Protocol):
 class Stream:
     prompt: str
     began: float
+    user: str = "alone"
+    """By whom a canary is shared out."""
     first: float | None = None
     heard: float = 0.0
     ended: float | None = None
@@ -118,7 +120,7 @@ class Crowd:
         self._model = model
         self._tokens = tokens
         self._is_over = False
-        self._clients = [asyncio.create_task(self._go_on(PROMPTS[n % len(PROMPTS)])) for n in range(clients)]
+        self._clients = [asyncio.create_task(self._go_on(n)) for n in range(clients)]
 
     async def end(self) -> None:
         self._is_over = True
@@ -137,9 +139,9 @@ class Crowd:
     def under_way(self) -> list[Stream]:
         return [stream for stream in self.streams if stream.first is not None and stream.ended is None]
 
-    async def _go_on(self, prompt: str) -> None:
+    async def _go_on(self, number: int) -> None:
         while not self._is_over:
-            stream = Stream(prompt, time.perf_counter())
+            stream = Stream(PROMPTS[number % len(PROMPTS)], time.perf_counter(), f"client-{number}")
             self.streams.append(stream)
             await answer(self._http, self._model, stream, self._tokens)
 
@@ -148,6 +150,7 @@ async def answer(http: httpx.AsyncClient, model: str, stream: Stream, tokens: in
     body = {
         "model": model,
         "messages": [{"role": "user", "content": stream.prompt}],
+        "user": stream.user,
         "stream": True,
         "temperature": 0,
         "max_tokens": tokens,
