@@ -4,34 +4,25 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from feedback.connection import Ledger
 from serve.console.settings import ConsoleSettings
-from tests.consoles import Browser, RunningConsole, running_console
-from tests.gateways import OPERATOR, RunningGateway, running_gateway
+from tests.consoles import Browser, RunningConsole
+from tests.gateways import OPERATOR, RunningGateway
 from tests.processes import ROOT, free_port
-from tests.scripted_engine import Script, scripted_engine
+from tests.scripted_engine import Script
 
 NOTHING: Any = None  # a gr.State keeps its value in the console: a browser sends null for it
 
 
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole]:
-    with running_console(tmp_path_factory.mktemp("console")) as console:
-        yield console
-
-
 @pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, console: RunningConsole) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        console.turn_to(gateway.url, OPERATOR)
-        yield gateway
+def gateway(gateway_of_console: RunningGateway) -> RunningGateway:
+    return gateway_of_console
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import asyncio
 import html
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,10 +16,10 @@ from serve.console import circle
 from serve.console.compare import ITSELF
 from serve.console.orders import CHOICE
 from serve.console.progress import CURVES
-from tests.consoles import Browser, RunningConsole, running_console
+from tests.consoles import Browser, RunningConsole
 from tests.gateways import OPERATOR, RunningGateway, running_gateway, until
 from tests.processes import free_port
-from tests.scripted_engine import Script, scripted_engine
+from tests.scripted_engine import Script
 
 Json = dict[str, Any]
 NOTHING: Any = None  # a gr.State keeps its value in the console: a browser sends null for it
@@ -46,17 +45,9 @@ class Page(Browser):
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole]:
-    with running_console(tmp_path_factory.mktemp("console")) as console:
-        yield console
-
-
 @pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, console: RunningConsole) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        console.turn_to(gateway.url, OPERATOR)
-        yield gateway
+def gateway(gateway_of_console: RunningGateway) -> RunningGateway:
+    return gateway_of_console
 
 
 @pytest.fixture

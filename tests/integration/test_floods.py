@@ -10,23 +10,16 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 
 from feedback.connection import Ledger
 from serve.connections import raise_file_limit
 from tests.gateways import OPERATOR, until
 from tests.processes import free_port, running
-from tests.scripted_engine import ScriptedEngine, scripted_engine, write_adapter
+from tests.scripted_engine import ScriptedEngine, write_adapter
 from tests.wire import JSON, chat_body
 
 IDLE = 10_000
 MB = 2**20
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @asynccontextmanager

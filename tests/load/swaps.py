@@ -16,9 +16,9 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from typing import Protocol
@@ -32,10 +32,10 @@ from feedback.adapters import digest_of, register
 from feedback.connection import Ledger, open_ledger
 from feedback.records import Adapter
 from feedback.settings import LedgerSettings
+from tests.load.streams import Crowd, Stream, references, unlike, until
 from tests.processes import ROOT, descendants
 from tests.stack import Stack
 
-PROMPTS = ("How do I build a kite?", "How do I bake bread?", "How do I mend a bicycle?", "How do I plant a tree?")
 SWAPS, KILL_AFTER, WHOLE_BY, BACK_AFTER = 10, 3, 6, (2, 8)
 """Numbers of swaps: the engine is killed after one and takes traffic again before another, two are taken back and made
 again. The last is a canary first."""
@@ -50,21 +50,6 @@ class Victim(Protocol):
     async def freeze(self) -> None: ...
     async def kill(self) -> None: ...
     async def restart(self) -> None: ...
-
-
-@dataclass(eq=False)
-class Stream:
-    prompt: str
-    began: float
-    user: str = "alone"
-    """By whom a canary is shared out."""
-    first: float | None = None
-    heard: float = 0.0
-    ended: float | None = None
-    models: set[str] = field(default_factory=set)
-    text: str = ""
-    failure: str = ""
-    """In the words of the error event, or of the status before the first byte."""
 
 
 @dataclass
@@ -101,93 +86,6 @@ class Report:
 
     def _first_s(self, start: float, end: float) -> list[float]:
         return [each.first - each.began for each in self.streams if each.first and start <= each.began < end]
-
-
-def unlike(streams: Sequence[Stream], own: Mapping[tuple[str, str], str]) -> list[Stream]:
-    """Answers that are not their adapter's own, or its beginning where they failed."""
-
-    def is_own(stream: Stream) -> bool:
-        text = own[min(stream.models), stream.prompt]
-        return text.startswith(stream.text) if stream.failure else text == stream.text
-
-    return [stream for stream in streams if stream.models and not is_own(stream)]
-
-
-class Crowd:
-    def __init__(self, http: httpx.AsyncClient, clients: int, tokens: int, model: str = "heed") -> None:
-        self.streams: list[Stream] = []
-        self._http = http
-        self._model = model
-        self._tokens = tokens
-        self._is_over = False
-        self._clients = [asyncio.create_task(self._go_on(n)) for n in range(clients)]
-
-    async def end(self) -> None:
-        self._is_over = True
-        await asyncio.gather(*self._clients)
-
-    async def some(self, count: int) -> None:
-        """Wait for so many more answers."""
-        wanted = self.ended + count
-        await until(lambda: self.ended >= wanted, f"{count} more answers")
-
-    @property
-    def ended(self) -> int:
-        return sum(stream.ended is not None for stream in self.streams)
-
-    @property
-    def under_way(self) -> list[Stream]:
-        return [stream for stream in self.streams if stream.first is not None and stream.ended is None]
-
-    async def _go_on(self, number: int) -> None:
-        while not self._is_over:
-            stream = Stream(PROMPTS[number % len(PROMPTS)], time.perf_counter(), f"client-{number}")
-            self.streams.append(stream)
-            await answer(self._http, self._model, stream, self._tokens)
-
-
-async def answer(http: httpx.AsyncClient, model: str, stream: Stream, tokens: int) -> None:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": stream.prompt}],
-        "user": stream.user,
-        "stream": True,
-        "temperature": 0,
-        "max_tokens": tokens,
-    }
-    async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
-        if reply.status_code != 200:
-            stream.failure = (await reply.aread()).decode()
-        is_done = False
-        async for line in reply.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            stream.heard = time.perf_counter()
-            stream.first = stream.first or stream.heard
-            if is_done := line == "data: [DONE]":
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                stream.failure = event["error"]["message"]
-                continue
-            stream.models.add(event["model"])
-            for choice in event["choices"]:
-                stream.text += choice["delta"].get("content") or ""
-    if not is_done and not stream.failure:
-        stream.failure = "the stream ended without [DONE]"
-    stream.ended = time.perf_counter()
-
-
-async def references(http: httpx.AsyncClient, adapters: Sequence[str], tokens: int) -> dict[tuple[str, str], str]:
-    """What each adapter answers to each prompt, asked alone by its own name."""
-    found = {}
-    for adapter in adapters:
-        for prompt in PROMPTS:
-            stream = Stream(prompt, time.perf_counter())
-            await answer(http, adapter, stream, tokens)
-            assert not stream.failure, stream.failure
-            found[adapter, prompt] = stream.text
-    return found
 
 
 async def swap_under_load(
@@ -254,13 +152,6 @@ async def killed(victim: Victim, crowd: Crowd, stall_s: float) -> list[Stream]:
     await victim.kill()
     await victim.restart()
     return on_it
-
-
-async def until(is_so: Callable[[], object], what: str, deadline_s: float = 120) -> None:
-    end = time.monotonic() + deadline_s
-    while not is_so():
-        assert time.monotonic() < end, f"{what}: not within {deadline_s:g} s"
-        await asyncio.sleep(0.01)
 
 
 class Supervised:
