@@ -1,5 +1,6 @@
 """What tests share: one ledger server, one console, one pocket model and one whole stack for the run."""
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,16 @@ from tests.gateways import OPERATOR, RunningGateway, running_gateway
 from tests.processes import ROOT, free_port, ledger_server
 from tests.scripted_engine import scripted_engine
 from tests.stack import Stack
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes at once (`-n`): tests of a real engine share one process and begin first, as they take longest;
+    others go by file, whose fixtures they share."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: next(item.iter_markers("xdist_group")).args != ("engine",))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +64,10 @@ def pocket() -> Path:
     """The pocket model, built as `make run` builds it and kept in var/ between runs."""
     directory = ROOT / "var" / "pocket"
     command = [sys.executable, "-m", "trainer", "pocket", "--out", str(directory)]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=900)
+    directory.parent.mkdir(exist_ok=True)
+    with (directory.parent / "pocket.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run waits for what this one builds
+        subprocess.run(command, check=True, cwd=ROOT, timeout=900)
     return directory
 
 

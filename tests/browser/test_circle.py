@@ -16,7 +16,7 @@ from tests.processes import wait_for
 from tests.stack import Stack
 from trainer.habits import HABITS, VOTED_TOPICS, answer, prompts_about
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("engine")]
 
 MODEL = "garden"
 """The served model that is ours: what is done here changes no other's votes, jobs or adapters."""
@@ -123,8 +123,8 @@ async def test_a_correction_is_the_answer_that_was_wanted(page: Page, operator: 
     await ask(page, QUESTION)
 
     await page.get_by_role("button", name="Say more about the last answer").click()
-    # Key by key: what is put in at once, before the section has come alive, is on the page and not in what it sends.
-    await page.get_by_label("The answer you wanted").press_sequentially("Sow them in March.")
+    await expect(page.get_by_role("checkbox", name="unsafe")).to_be_visible()  # the section's last part is there
+    await page.get_by_label("The answer you wanted").fill("Sow them in March.")
     await page.get_by_role("button", name="Send", exact=True).click()
 
     await expect(page.get_by_text("Noted")).to_be_visible()
