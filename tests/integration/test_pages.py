@@ -29,9 +29,7 @@ def sections(page: str) -> dict[str, list[tuple[str, str]]]:
 
 
 CONNECTING = sections("connecting.md")
-SCRIPTS = {
-    title: code for title, blocks in CONNECTING.items() for language, code in blocks if language == "python"
-}
+SCRIPTS = {title: code for title, blocks in CONNECTING.items() for language, code in blocks if language == "python"}
 
 
 async def typed(gateway: RunningGateway, folder: Path, *command: str) -> str:
