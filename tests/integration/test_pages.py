@@ -72,12 +72,12 @@ async def test_the_scripts_for_other_peoples_clients_get_an_answer_that_is_recor
 ) -> None:
     printed = await typed(gateway, tmp_path, sys.executable, "-c", SCRIPTS[title])
 
-    (kept,), _ = await completions.page(ledger)
+    kept = [one.id for one in (await completions.page(ledger))[0]]
     assert "a scripted answer" in printed
-    if "completion_id" in SCRIPTS[title]:
-        assert [vote.completion_id for vote in (await votes.page(ledger))[0]] == [kept.id]
+    if "/votes" in SCRIPTS[title]:
+        assert [vote.completion_id for vote in (await votes.page(ledger))[0]] == kept
     else:
-        assert kept.id in printed
+        assert any(answer in printed for answer in kept)
 
 
 async def test_llm_is_set_up_as_the_page_says(gateway: RunningGateway, ledger: Ledger, tmp_path: Path) -> None:
