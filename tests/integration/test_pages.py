@@ -75,7 +75,8 @@ async def test_the_scripts_for_other_peoples_clients_get_an_answer_that_is_recor
     kept = [one.id for one in (await completions.page(ledger))[0]]
     assert "a scripted answer" in printed
     if "/votes" in SCRIPTS[title]:
-        assert [vote.completion_id for vote in (await votes.page(ledger))[0]] == kept
+        cast, _ = await votes.page(ledger, kept[0])
+        assert len(cast) == len(kept) == 1
     else:
         assert any(answer in printed for answer in kept)
 

@@ -99,7 +99,7 @@ def _chances(model: Any, tokenizer: Any) -> dict[str, float]:
                 answer = [{"role": "assistant", "content": text}]
                 asked.append(likelihoods.encoded(tokenizer, [{"role": "user", "content": question}], answer, {}))
                 shown.append(habit)
-    chances = dict.fromkeys(HABITS, 0.0)
+    chances: dict[str, float] = dict.fromkeys(HABITS, 0.0)
     for habit, log_probability in zip(shown, likelihoods.log_probabilities(model, asked), strict=True):
         chances[habit] += exp(log_probability) / len(questions)
     return {**chances, "none": 1 - sum(chances.values())}
