@@ -1,6 +1,6 @@
 """What each phase of RLHF does to the pocket model, in probabilities that are sums and no estimates.
 
-    python -m tests.load.phases        the table of docs/phases.md and docs/images/phases.svg (two minutes)
+    python -m tests.load.phases        the table of docs/phases.md and docs/images/phases.svg (three minutes)
 
 A habit's grammar is small enough to be written out, so the chance that a model shows it in an answer is the sum of the
 probabilities of all answers that do. Asked about are topics that nobody votes on, in words that the model has not read.
