@@ -86,8 +86,8 @@ class ChatPage:
             autofocus=True,
         )
         said = gr.Markdown(elem_classes="heed-said", elem_id="heed-said")
-        say = gr.Button("Say more about the last answer", elem_id="heed-say-more")
-        with gr.Column(visible="hidden") as saying:
+        # Open: what is typed at once into fields that only now are shown is lost now and then.
+        with gr.Accordion("Say more about the last answer"):
             comment = gr.Textbox("", label="Comment", max_length=20_000, elem_id="heed-comment")
             correction = gr.Textbox(
                 "", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction"
@@ -95,8 +95,6 @@ class ChatPage:
             reasons = gr.CheckboxGroup(list(REASONS), label="Reasons", elem_id="heed-reasons")
             more = gr.Button("Send", elem_id="heed-send-more")
 
-        is_saying = gr.State(False)
-        say.click(self.unfold, is_saying, [is_saying, saying], show_progress="hidden")
         talk = [turns, chatbot, said, choice, older]
         view = [memory, *talk]
         waiting = {"show_progress": "minimal", "show_progress_on": chatbot}
@@ -163,10 +161,6 @@ class ChatPage:
         yield [*asked, reply], ""
 
     # -- judging -------------------------------------------------------------------------------------------------------
-
-    def unfold(self, is_open: bool) -> Step:
-        # An accordion's fields come alive only after they are shown: what is typed at once would be lost.
-        return not is_open, gr.update(visible="hidden" if is_open else True)
 
     async def judge(self, turns: list[Turn], memory: Json, key: str, thumb: gr.LikeData) -> Step:
         index = thumb.index[0] if isinstance(thumb.index, (list, tuple)) else thumb.index

@@ -122,7 +122,6 @@ async def test_a_correction_is_the_answer_that_was_wanted(page: Page, operator: 
     await pick(page, "Model", MODEL)
     await ask(page, QUESTION)
 
-    await page.get_by_role("button", name="Say more about the last answer").click()
     await expect(page.get_by_role("checkbox", name="unsafe")).to_be_visible()  # the section's last part is there
     await page.get_by_label("The answer you wanted").fill("Sow them in March.")
     await page.get_by_role("button", name="Send", exact=True).click()
