@@ -43,8 +43,8 @@ async def ask(browser: Browser, text: str = "How do I fly a kite?") -> list[Any]
 
 
 def said(chat: list[dict[str, Any]]) -> list[str]:
-    """Each message's parts in one line: an answer's second part is its adapter's name."""
-    return [" / ".join(part["text"] for part in message["content"]) for message in chat]
+    """Each message's parts in one line: an answer's second part is its adapter's name, before the way to its tokens."""
+    return [" / ".join(part["text"].split(" [Why")[0] for part in message["content"]) for message in chat]
 
 
 async def test_an_answer_is_shown_as_it_comes_and_names_its_adapter(gateway: RunningGateway, browser: Browser) -> None:
@@ -173,7 +173,7 @@ async def test_a_gateway_that_is_down_is_a_sentence_and_the_page_goes_on_when_it
     assert said(chat)[-1] == "a scripted answer / `heed-base`"
 
 
-@pytest.mark.parametrize("page", ["/", "/votes", "/compare", "/operate", "/config", "/theme.css"])
+@pytest.mark.parametrize("page", ["/", "/votes", "/compare", "/why", "/operate", "/config", "/theme.css"])
 async def test_a_page_names_no_other_host_and_may_load_from_none(page: str, console: RunningConsole) -> None:
     async with httpx.AsyncClient(base_url=console.url, trust_env=False) as http:
         reply = await http.get(page)
