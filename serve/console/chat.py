@@ -91,6 +91,7 @@ class ChatPage:
             correction = gr.Textbox(
                 "", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction"
             )
+            edit = gr.Button("Edit the answer", elem_id="heed-edit")
             reasons = gr.CheckboxGroup(list(REASONS), label="Reasons", elem_id="heed-reasons")
             more = gr.Button("Send", elem_id="heed-send-more")
 
@@ -106,6 +107,7 @@ class ChatPage:
         chatbot.like(self.judge, [turns, memory, key], view, api_name="judge", **noted)
         newer_wins.click(self.prefer_newer, [turns, memory, key], view, api_name="prefer_newer", **noted)
         older_wins.click(self.prefer_older, [turns, memory, key], view, api_name="prefer_older", **noted)
+        edit.click(self.edit, [turns, correction], correction, api_name="edit", **noted)
         words = [comment, correction, reasons]
         more.click(self.say_more, [*words, turns, memory, key], [*words, *view], api_name="say_more", **noted)
         gr.on([new.click, chatbot.clear], self.forget, memory, view, **unseen)
@@ -185,6 +187,11 @@ class ChatPage:
             return *given, *_view(memory, turns, problem)
         memory = _noted(memory, turns, len(turns) - 1)
         return "", "", [], *_view(memory, turns, "Noted, thank you.")
+
+    def edit(self, turns: list[Turn], correction: str) -> str:
+        """A correction begins with what was answered; one that is begun stays."""
+        last = last_answer(turns)
+        return correction if correction.strip() or not last else str(last["content"])
 
     async def prefer_newer(self, turns: list[Turn], memory: Json, key: str) -> Step:
         return await self._prefer(turns, memory, key, is_newer=True)

@@ -38,7 +38,8 @@ def _parts(turn: Turn) -> list[Turn]:
     parts = [{"type": "text", "text": prose(turn["content"])}]
     if turn.get("model"):
         why = f" [Why these words?](/why?answer={turn['id']})" if turn["id"] else ""
-        parts.append({"type": "text", "text": f"`{turn['model']}`{why}"})
+        name = turn["model"].replace("`", "'")
+        parts.append({"type": "text", "text": f"`{name}`{why}"})
     return parts
 
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.page import PHONE, Trouble, ask, opened, pick
-from tests.browser.test_accessibility import violations
+from tests.browser.test_accessibility import overhang, violations
 from tests.consoles import RunningConsole
 from tests.gateways import RunningGateway
 from tests.processes import wait_for
@@ -62,5 +62,4 @@ async def test_a_token_is_chosen_by_hand_or_by_keys_and_all_of_it_is_told(
         await expect(page.get_by_text("Sum of the log-ratios")).to_be_visible()
 
         assert await violations(page) == []
-        wide, room = await page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert wide <= room
+        assert await overhang(page) <= 0
