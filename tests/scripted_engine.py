@@ -388,16 +388,15 @@ class _Answer:
 
     def _prompt_logprobs(self) -> list[Json | None]:
         """Of the first token there is none. Each is the likeliest in its place, by the weights; others follow."""
-        said: list[Json | None] = [None]
-        for piece in rendered(self.body["messages"], self.body)[1:]:
-            likeliest = [piece, *(other for other in OTHERS if other != piece)][: max(self.body["prompt_logprobs"], 1)]
-            said.append(
-                {
-                    str(token_id): {"logprob": -0.5 - self.weights - 2 * place, "rank": place + 1, "decoded_token": text}
-                    for place, (token_id, text) in enumerate(zip(ids_of(likeliest), likeliest, strict=True))
-                }
-            )
-        return said
+        read = rendered(self.body["messages"], self.body)[1:]
+        return [None, *(self._entry(piece, max(self.body["prompt_logprobs"], 1)) for piece in read)]
+
+    def _entry(self, piece: str, count: int) -> Json:
+        texts = [piece, *(other for other in OTHERS if other != piece)][:count]
+        return {
+            str(token_id): {"logprob": -0.5 - self.weights - 2 * place, "rank": place + 1, "decoded_token": text}
+            for place, (token_id, text) in enumerate(zip(ids_of(texts), texts, strict=True))
+        }
 
 
 @asynccontextmanager

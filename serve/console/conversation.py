@@ -29,8 +29,8 @@ def messages(turns: list[Turn]) -> list[Turn]:
 
 
 def shown(turns: list[Turn]) -> list[Turn]:
-    """What the chat shows: one message a turn, the adapter's name as a part of its own under each answer, and the way to
-    what it thought of each word."""
+    """What the chat shows: one message a turn, the adapter's name as a part of its own under each answer, with the way
+    to what it thought of each word."""
     return [{"role": turn["role"], "content": _parts(turn)} for turn in turns]
 
 

@@ -8,7 +8,7 @@ an answer: the answer is what comes after them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 Json = dict[str, Any]
@@ -86,7 +86,7 @@ def reading(opened: Json, whole: Json, text: str) -> Reading:
     and belongs to the answer as training counts it; the rest does not."""
     ids = whole["prompt_token_ids"]
     # Where a template writes an answered conversation otherwise than an opened one, from where they part.
-    start = len(commonprefix([opened["prompt_token_ids"], ids]))
+    start = _parting(opened["prompt_token_ids"], ids)
     told = zip(ids[start:], whole["prompt_logprobs"][start:], strict=True)
     tokens = [_token(token_id, entry) for token_id, entry in told if entry]
     return Reading(whole["model"], tuple(tokens[: _end(tokens, text.strip())]))
@@ -97,6 +97,12 @@ def log_ratios(policy: Reading, reference: Reading) -> list[float]:
     the reward that the policy stands for by DPO, but for a term that all answers to the prompt share (Rafailov et al.
     2023, arXiv 2305.18290, equation 5)."""
     return [ours.logprob - theirs.logprob for ours, theirs in zip(policy.tokens, reference.tokens, strict=True)]
+
+
+def _parting(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many they begin with alike."""
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False))
+    return sum(1 for _ in alike)
 
 
 def _token(token_id: int, entry: Json) -> Token:

@@ -38,7 +38,7 @@ CSS = """
 .heed-tokens-told td + td { text-align: right; }
 """
 
-# One token of each ribbon takes the focus, arrows move it (the ARIA pattern of a listbox); the same token of all is told.
+# One token of each ribbon takes the focus, arrows move it (ARIA's pattern of a listbox); the same token of all is told.
 JS = """() => {
   if (window.heedTokens) return;
   window.heedTokens = true;
@@ -60,10 +60,12 @@ JS = """() => {
     if (!token) return;
     const all = [...token.parentElement.children];
     const at = all.indexOf(token);
-    const to = {ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: all.length - 1};
-    if (!all[to[event.key]]) return;
+    const [on, back] = [at + 1, at - 1];
+    const to = {ArrowRight: on, ArrowDown: on, ArrowLeft: back, ArrowUp: back, Home: 0, End: all.length - 1};
+    const next = all[to[event.key]];
+    if (!next) return;
     event.preventDefault();
-    all[to[event.key]].focus();
+    next.focus();
   });
 }"""
 
@@ -119,9 +121,9 @@ def _changed(ratios: list[float], base: Reading, policy: Reading) -> str:
     options = "".join(_option(at, one, _sign(ratio), nats(ratio), ratio) for at, (one, ratio) in enumerate(tokens))
     name, reference, total = html.escape(policy.model), html.escape(base.model), nats(sum(ratios))
     told = (
-        f"<p><strong>Sum of the log-ratios: {total} nats.</strong> By DPO the adapter stands for a reward, and the "
-        f"reward of this answer is beta × {total}, where beta is what the adapter was trained with, but for a term that "
-        "all answers to one prompt share (Rafailov et al. 2023, equation 5). So it means something beside another "
+        f"<p><strong>Sum of the log-ratios: {total} nats.</strong> By DPO the adapter stands for a reward, and "
+        f"this answer's is beta × {total}, where beta is what the adapter was trained with, but for a term that all "
+        "answers to one prompt share (Rafailov et al. 2023, equation 5). So it means something beside another "
         "answer to the same prompt: the one with the larger sum is the one that the adapter prefers (equation 6).</p>"
     )
     if policy.model == base.model:

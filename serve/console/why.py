@@ -6,6 +6,7 @@ Of an answer that the gateway has recorded, or of any text; nothing of it is rec
 import asyncio
 import html
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
@@ -20,8 +21,8 @@ from serve.console.reading import Answered, Reading, reading, stored
 ANSWER_ID = re.compile(r"chatcmpl-[\w-]{1,64}")
 """What may become a part of an address."""
 
-LINKED = "() => new URLSearchParams(window.location.search).get('answer') || ''"
-"""The answer that this page was opened for."""
+LINKED = "(_, ...others) => [new URLSearchParams(window.location.search).get('answer') || '', ...others]"
+"""The answer that this page was opened for goes with its first call."""
 
 ABOUT = """
 A model gives every word a probability before it says it. **Base** is the model before anybody voted, **live** the same
@@ -54,48 +55,49 @@ class WhyPage:
         said = gr.HTML(elem_classes="heed-said", elem_id="why-said")
         shown = gr.HTML(elem_id="why-shown")
 
-        view = [shown, said]
+        view = [shown, said, model]
         waiting = {"show_progress": "minimal", "show_progress_on": shown, "trigger_mode": "once"}
         unseen = {"api_visibility": "private", "show_progress": "hidden"}
         gr.on([read.click, answer.submit], self.read, [answer, model, key], view, api_name="why_read", **waiting)
         given = [question, text, model, key]
         read_text.click(self.read_text, given, view, api_name="why_read_text", **waiting)
         page.load(None, js=ribbon.JS)
-        opened = page.load(None, None, answer, js=LINKED, **unseen)
-        opened.then(self.open, [answer, model, key], view, **unseen)
+        page.load(self.open, [answer, model, key], [answer, *view], js=LINKED, **unseen)
         looks = [page.load, gr.Timer(LOOK_EVERY_S).tick]
         gr.on(looks, self.look, [model, key], [model, key, down], api_name="why_look", **unseen)
 
     async def open(self, answer: str, model: str, key: str) -> Step:
-        return await self.read(answer, model, key) if answer else ("", "")
+        return answer, *(await self.read(answer, model, key) if answer else (gr.skip(),) * 3)
 
     async def read(self, answer: str, model: str, key: str) -> Step:
         if not ANSWER_ID.fullmatch(answer := answer.strip()):
-            return "", told("An answer's id begins with chatcmpl-; it is in the reply of the API, and under each answer.")
+            return "", told("An answer's id begins with chatcmpl-: the API tells it with each answer."), gr.skip()
         try:
             completion = await self._calls.get(key, f"/chat/completions/{answer}")
-            return await self._drawn(stored(completion), model, key)
+            served = served_model(completion["model"])
+            return await self._drawn(stored(completion), model if served_model(model) == served else served, key)
         except CallFailed as failed:
-            return "", alert(str(failed))
+            return "", alert(str(failed)), gr.skip()
 
     async def read_text(self, question: str, text: str, model: str, key: str) -> Step:
         if not question.strip() or not text.strip():
-            return "", told("Write both what was asked and the answer: a model reads one after the other.")
+            words = "Write both what was asked and the answer: a model reads one after the other."
+            return "", told(words), gr.skip()
         asked = [{"role": "user", "content": question.strip()}]
         try:
             return await self._drawn(Answered(asked, {"role": "assistant", "content": text.strip()}), model, key)
         except CallFailed as failed:
-            return "", alert(str(failed))
+            return "", alert(str(failed)), gr.skip()
 
     async def look(self, model: str, key: str) -> Step:
         """Which models there are, and whether the gateway answers."""
         needs_key = gr.update(visible=self._calls.needs_key)
         try:
-            names = [one for one in await self._roots(key) if one != _base(one)]
+            names = _adapters(await self._roots(key))
         except CallFailed as failed:
             return gr.skip(), needs_key, gr.update(value=alert(str(failed)), visible=True)
-        chosen = model if model in names else names[0]
-        return gr.update(choices=names, value=chosen), needs_key, gr.update(visible=False)
+        chosen = {} if model in names else {"value": names[0]}
+        return gr.update(choices=names, **chosen), needs_key, gr.update(visible=False)
 
     async def _drawn(self, answered: Answered, model: str, key: str) -> Step:
         """Raises CallFailed."""
@@ -107,7 +109,8 @@ class WhyPage:
             self._ask(key, answered.opened(base)), *(self._ask(key, answered.whole(one)) for one in names)
         )
         readings = [reading(opened, whole, answered.text) for whole in wholes]
-        return _page(answered, readings[0], readings[-1]), told(f"Read by {' and '.join(names)}.")
+        chosen = gr.update(choices=_adapters(roots), value=model)
+        return _page(answered, readings[0], readings[-1]), told(f"Read by {' and '.join(names)}."), chosen
 
     async def _ask(self, key: str, body: Json) -> Json:
         return await self._calls.post(key, "/chat/completions", body)
@@ -117,10 +120,15 @@ class WhyPage:
         return {one["id"]: one["root"] for one in (await self._calls.get(key, "/models"))["data"]}
 
 
+def _adapters(names: Iterable[str]) -> list[str]:
+    """Those that base can be compared with."""
+    return [name for name in names if name != _base(name)]
+
+
 def _base(name: str) -> str:
     return f"{served_model(name)}-base"
 
 
 def _page(answered: Answered, base: Reading, policy: Reading) -> str:
     asked = html.escape(answered.question)
-    return f'<p>Asked: <q><bdi>{asked}</bdi></q></p>{ribbon.drawn(base, policy)}'
+    return f"<p>Asked: <q><bdi>{asked}</bdi></q></p>{ribbon.drawn(base, policy)}"

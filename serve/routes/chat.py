@@ -95,7 +95,7 @@ def expect_readable(sent: dict[str, Any], limit: int) -> None:
     """Whoever asks what the model thinks of a prompt asks for no longer one than can be told. Raises Refused (400)."""
     asked = next((name for name in ("prompt_logprobs", "echo") if sent.get(name) not in (None, False)), None)
     if asked and (length := estimated(sent)) > limit:
-        words = f"{asked} is for prompts of at most {limit} tokens here (HEED_READING_LIMIT); this one has about {length}"
+        words = f"{asked} is for prompts of at most {limit} tokens (HEED_READING_LIMIT); this one has about {length}"
         raise Refused(400, "prompt_too_long", words, asked)
 
 

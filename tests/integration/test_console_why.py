@@ -49,7 +49,7 @@ async def test_an_answer_is_read_by_base_and_live_and_where_they_differ_is_told(
     gateway.engine.scripts.append(Script(tokens=("Run", " uphill")))
     answer = (await gateway.chat(QUESTION)).json()["id"]
 
-    page, said = await browser.press("why_read", answer, "heed", "")
+    page, said, _ = await browser.press("why_read", answer, "heed", "")
 
     base, policy, changed = tokens(page)
     assert base == ["Run: 61 %", "␣uphill: 61 %", "&lt;|end|&gt;: 61 %"]
@@ -60,9 +60,7 @@ async def test_an_answer_is_read_by_base_and_live_and_where_they_differ_is_told(
     assert "<q><bdi>" in page
 
 
-async def test_nothing_of_a_reading_is_recorded(
-    gateway: RunningGateway, browser: Browser
-) -> None:
+async def test_nothing_of_a_reading_is_recorded(gateway: RunningGateway, browser: Browser) -> None:
     await live(gateway)
     answer = (await gateway.chat(QUESTION)).json()["id"]
 
@@ -76,16 +74,15 @@ async def test_nothing_of_a_reading_is_recorded(
 async def test_a_text_of_ones_own_is_read_and_the_base_alone_where_nothing_is_live(
     gateway: RunningGateway, browser: Browser
 ) -> None:
-    page, said = await browser.press("why_read_text", QUESTION, "<b>Run</b>", "heed", "")
+    page, said, _ = await browser.press("why_read_text", QUESTION, "<b>Run</b>", "heed", "")
 
     assert len(tokens(page)) == 3
     assert "is the base itself" in page
     assert "Read by heed-base." in said
     assert "<b>" not in page
-    assert await browser.press("why_read_text", "", "Run", "heed", "") == [
-        "",
-        '<p role="status">Write both what was asked and the answer: a model reads one after the other.</p>',
-    ]
+    nothing, refused, _ = await browser.press("why_read_text", "", "Run", "heed", "")
+    assert nothing == ""
+    assert "Write both" in refused
 
 
 @pytest.mark.parametrize(
@@ -99,7 +96,7 @@ async def test_a_text_of_ones_own_is_read_and_the_base_alone_where_nothing_is_li
 async def test_an_answer_that_is_not_there_is_a_sentence(
     answer: str, told: str, gateway: RunningGateway, browser: Browser
 ) -> None:
-    page, said = await browser.press("why_read", answer, "heed", "")
+    page, said, _ = await browser.press("why_read", answer, "heed", "")
 
     assert page == ""
     assert told in said
@@ -108,7 +105,7 @@ async def test_an_answer_that_is_not_there_is_a_sentence(
 async def test_a_gateway_that_is_down_is_a_sentence(browser: Browser, console: RunningConsole) -> None:
     console.turn_to(f"http://127.0.0.1:{free_port()}", OPERATOR)
 
-    page, said = await browser.press("why_read", "chatcmpl-1", "heed", "")
+    page, said, _ = await browser.press("why_read", "chatcmpl-1", "heed", "")
 
     assert page == ""
     assert "does not answer" in said
@@ -139,7 +136,11 @@ async def test_the_same_is_had_without_the_console(gateway: RunningGateway) -> N
 @pytest.mark.parametrize(
     ("path", "asked", "param"),
     [
-        ("/chat/completions", {"messages": [{"role": "user", "content": "x" * 204}], "prompt_logprobs": 0}, "prompt_logprobs"),
+        (
+            "/chat/completions",
+            {"messages": [{"role": "user", "content": "x" * 204}], "prompt_logprobs": 0},
+            "prompt_logprobs",
+        ),
         ("/completions", {"prompt": list(range(51)), "echo": True, "logprobs": 1}, "echo"),
     ],
 )

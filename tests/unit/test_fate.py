@@ -44,7 +44,11 @@ FATES: dict[str, tuple[Json, str, bool]] = {
         "trained into heed-v2-00000000, which is rejected",
         False,
     ),
-    "held out": ({"adapters": [adapter(1, "held_out")]}, "held out to judge heed-v1-00000000, which is candidate", False),
+    "held out": (
+        {"adapters": [adapter(1, "held_out")]},
+        "held out to judge heed-v1-00000000, which is candidate",
+        False,
+    ),
     "taught, then held out": (
         {"adapters": [adapter(1), adapter(2, "held_out")]},
         "trained into heed-v1-00000000, which is candidate",

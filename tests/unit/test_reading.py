@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve.console import ribbon
-from serve.console.reading import Answered, Reading, Token, log_ratios, reading, stored
+from serve.console.reading import Reading, Token, log_ratios, reading, stored
 from tests.browser.payloads import PAYLOADS
 
 Json = dict[str, Any]
