@@ -93,7 +93,8 @@ async def admitted(request: Request, here: Gateway, asker: Caller, kind: Kind, s
 
 def expect_readable(sent: dict[str, Any], limit: int) -> None:
     """Whoever asks what the model thinks of a prompt asks for no longer one than can be told. Raises Refused (400)."""
-    asked = next((name for name in ("prompt_logprobs", "echo") if sent.get(name) not in (None, False)), None)
+    given = {name: sent.get(name) for name in ("prompt_logprobs", "echo")}
+    asked = next((name for name, value in given.items() if value is not None and value is not False), None)
     if asked and (length := estimated(sent)) > limit:
         words = f"{asked} is for prompts of at most {limit} tokens (HEED_READING_LIMIT); this one has about {length}"
         raise Refused(400, "prompt_too_long", words, asked)
