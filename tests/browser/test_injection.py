@@ -46,7 +46,7 @@ async def touch_all(page: Page, root: str) -> None:
     await page.evaluate(
         """root => document.querySelectorAll(root + ' *').forEach(each => {
             for (const name of ['mouseover', 'mouseenter', 'focus', 'toggle']) each.dispatchEvent(new Event(name));
-            if (each.tagName === 'A' && !/^(http|\/)/.test(each.getAttribute('href') || '')) each.click();
+            if (each.tagName === 'A' && !/^(http|[/])/.test(each.getAttribute('href') || '')) each.click();
         })""",
         root,
     )
