@@ -19,7 +19,10 @@ LOWEST = ("odd", "under 1 %")
 SLIGHT, STRONG = 0.05, 2.0
 """Log-ratios in nats: a smaller one is not told by a number, a larger one is drawn no stronger."""
 
+# Gradio hides what overflows, which would make a place that scrolls, to whose foot the told token would stick.
 CSS = """
+.gradio-container:has(.heed-why) { overflow: clip !important; }
+#why-shown, #why-shown .html-container, #why-shown .prose { overflow: visible; }
 .heed-readings { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22em), 1fr)); gap: 0 2em; }
 .heed-ribbon { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2; padding: 0.3em 0; }
 .heed-token { border-radius: 3px; padding: 0.1em 0; cursor: pointer; }
@@ -138,14 +141,15 @@ def _changed(ratios: list[float], base: Reading, policy: Reading) -> str:
 
 
 def _option(at: int, token: Token, kind: str, spoken: str, ratio: float = 0.0) -> str:
-    """A line break is drawn and made; a token without text takes some room, or no hand would find it."""
-    text = html.escape(token.text.replace("\n", "⏎\n") or "·")
+    """A line break is drawn, and made after the number; a token without text takes some room, or no hand would find it."""
+    text = token.text.replace("\n", "⏎\n") or "·"
+    text, after = (text[:-1], "\n") if text.endswith("\n") else (text, "")
     number = f'<sup aria-hidden="true">{nats(ratio)}</sup>' if abs(ratio) >= SLIGHT else ""
     by = f' style="--heed-by: {0.45 * min(abs(ratio) / STRONG, 1):.2f}"' if number else ""
     label = html.escape(f"{shown(token.text)}: {spoken}")
     return (
         f'<span class="heed-token {kind}" role="option" aria-selected="false" aria-label="{label}" data-at="{at}" '
-        f'tabindex="{-1 if at else 0}"{by}><bdi>{text}</bdi>{number}</span>'
+        f'tabindex="{-1 if at else 0}"{by}><bdi>{html.escape(text)}</bdi>{number}{after}</span>'
     )
 
 

@@ -133,6 +133,12 @@ def test_a_change_has_a_sign_a_number_and_a_strength() -> None:
     assert "Sum of the log-ratios: −2.51 nats" in changed
 
 
+def test_the_number_of_a_line_break_stands_before_it() -> None:
+    changed = ribbon.drawn(read_by("base", -1.0, text=".\n"), read_by("v1", -0.5, text=".\n")).split("<section>")[-1]
+
+    assert '<bdi>.⏎</bdi><sup aria-hidden="true">+0.50</sup>\n</span>' in changed
+
+
 def test_of_a_token_all_alternatives_are_told_with_both_probabilities() -> None:
     base = Reading("base", (Token(" a", -2.0, 4, {" the": -0.5, " a": -2.0}),))
     policy = Reading("v1", (Token(" a", -0.25, 1, {" a": -0.25, " no": -3.0}),))
