@@ -141,7 +141,7 @@ def _changed(ratios: list[float], base: Reading, policy: Reading) -> str:
 
 
 def _option(at: int, token: Token, kind: str, spoken: str, ratio: float = 0.0) -> str:
-    """A line break is drawn, and made after the number; a token without text takes some room, or no hand would find it."""
+    """A line break is drawn, and made after the number; a token without text has a dot, or no hand would find it."""
     text = token.text.replace("\n", "⏎\n") or "·"
     text, after = (text[:-1], "\n") if text.endswith("\n") else (text, "")
     number = f'<sup aria-hidden="true">{nats(ratio)}</sup>' if abs(ratio) >= SLIGHT else ""
