@@ -37,6 +37,18 @@ FORMULAS = [
 REASONS = ("correct", "clear", "wrong", "not what I asked", "too long", "too short", "unsafe")
 """Of both thumbs. The gateway takes any words; these few are one touch on a phone."""
 
+# Gradio opens each link in a tab of its own, and each tab holds a connection, of which a browser has six to one host.
+STAY = """() => {
+  if (window.heedStays) return;
+  window.heedStays = true;
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="/why?"]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    window.location.assign(link.href);
+  }, true);
+}"""
+
 Step = tuple[Any, ...]
 
 
@@ -111,6 +123,7 @@ class ChatPage:
         words = [comment, correction, reasons]
         more.click(self.say_more, [*words, turns, memory, key], [*words, *view], api_name="say_more", **noted)
         gr.on([new.click, chatbot.clear], self.forget, memory, view, **unseen)
+        page.load(None, js=STAY)
         page.load(self.recall, memory, view, **unseen)
         gr.on([page.load, gr.Timer(LOOK_EVERY_S).tick], self.look, [model, key], [model, key, down], **unseen)
 

@@ -43,10 +43,11 @@ async def test_a_token_is_chosen_by_hand_or_by_keys_and_all_of_it_is_told(
 ) -> None:
     adapter = await gateway.register(1, b"one")
     assert (await gateway.promote(adapter)).status_code == 200
-    answer = (await gateway.chat()).json()["id"]
 
     async with opened(browser, console.url, trouble, **PHONE) as page:
-        await page.goto(f"/why?answer={answer}")
+        await page.goto("/")
+        await ask(page, "How do I fly a kite?")
+        await page.get_by_role("link", name="Why these words?").click()
         token = page.get_by_role("listbox", name=f"Tokens as {adapter} reads them").get_by_role("option")
         told = page.get_by_role("region", name="The chosen token")
         await token.nth(1).hover()
