@@ -124,6 +124,7 @@ async def test_names_of_models_are_never_run(
             await page.goto(path)
             await expect(page.get_by_label(PAGES[path], exact=True).first).to_be_visible()
             if path == "/":
+                await expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value(names[0])
                 await ask(page, "How do I fly a kite?")
                 await expect(page.get_by_role("log")).to_contain_text(f"{names[0]}-base")
             for chooser in await page.get_by_role("combobox").all():
