@@ -27,6 +27,10 @@ class CallRefused(CallFailed):
     """The gateway said that what was sent cannot be taken; something else may be."""
 
 
+class CallUnknown(CallFailed):
+    """The gateway knows nothing by that name."""
+
+
 class ClientSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
 
@@ -123,7 +127,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def failure_of(reply: httpx.Response) -> CallFailed:
-    kind = CallRefused if reply.status_code in (400, 413) else CallFailed
+    kind = {400: CallRefused, 404: CallUnknown, 413: CallRefused}.get(reply.status_code, CallFailed)
     try:
         return kind(str(reply.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):

@@ -155,14 +155,17 @@ class Limits:
 
 def estimated(sent: Mapping[str, Any]) -> int:
     """Tokens of a prompt, roughly; images and the like count when the engine has counted them."""
-    texts = [sent["prompt"]] if isinstance(sent.get("prompt"), str) else []
+    prompt = sent.get("prompt")
+    parts = prompt if isinstance(prompt, list) else [] if prompt is None else [prompt]
+    texts = [part for part in parts if isinstance(part, str)]
+    ids = sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in parts)
     for message in sent.get("messages") or ():
         content = message.get("content")
         if isinstance(content, str):
             texts.append(content)
         elif isinstance(content, list):
             texts += [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    return math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN)
+    return ids + math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN)
 
 
 def duration(seconds: float) -> str:

@@ -134,6 +134,13 @@ class GatewaySettings(BaseSettings):
         gt=0,
         description="Largest file of /v1/files and /v1/import, as OpenAI has it; it waits on disk.",
     )
+    reading_limit: int = Field(
+        8192,
+        ge=0,
+        description="Longest prompt, in tokens by estimate, of which log-probabilities may be asked (prompt_logprobs, "
+        "echo): vLLM computes it without its prefix cache and tells up to 21 tokens for each of it, 70 bytes each, all "
+        "of which this process holds at once: 12 MB of English. 0 refuses them.",
+    )
     engine_wait_s: float = Field(
         60, ge=0, description="Longest wait for an engine that can answer; a restarted vLLM is back in 35-60 s on CPU."
     )

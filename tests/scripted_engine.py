@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 import json
 import math
+import re
 import struct
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -30,7 +32,8 @@ KV_BLOCK = 400
 """Characters; a block of vLLM's on CPU has 128 tokens."""
 TINY = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1}
 """The config of a base model whose adapters take few bytes."""
-PROMPT_IDS = [11, 12, 13, 14, 15, 16, 17]
+OTHERS = (" a", " the", " no", " steps", "!", " and", " of", " to", " in", " is")
+"""What it would also have said, wherever it is asked."""
 
 
 @dataclass
@@ -197,7 +200,8 @@ class ScriptedEngine:
             return _error(404, "NotFoundError", f"The model `{body.get('model')}` does not exist.", "model")
         if "prompt" not in body:
             return _error(400, "BadRequestError", "1 validation error: prompt: Field required", "prompt")
-        return web.json_response({"count": len(PROMPT_IDS), "max_model_len": CONTEXT, "tokens": PROMPT_IDS})
+        ids = ids_of(pieces(body["prompt"]))
+        return web.json_response({"count": len(ids), "max_model_len": CONTEXT, "tokens": ids})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         if refused := self._unauthorized(request):
@@ -210,6 +214,9 @@ class ScriptedEngine:
             return _error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
         if refused := _too_long(body):
             return refused
+        if body.get("stream") and body.get("prompt_logprobs"):
+            text = "`prompt_logprobs` are not available when `stream=True`."
+            return _error(400, "BadRequestError", text, "prompt_logprobs")
         await self.works.wait()
         while len({*self._batch, model} - set(self.base_models)) > self.slots:
             await self._ended.wait()
@@ -264,7 +271,7 @@ class ScriptedEngine:
         script, wants_usage = answer.script, (answer.body.get("stream_options") or {}).get("include_usage")
         for choice in range(answer.n):
             opening = answer.chunk(choice, {"role": "assistant", "content": ""})
-            await _send(response, opening | ({"prompt_token_ids": PROMPT_IDS} if answer.tells_ids else {}))
+            await _send(response, opening | answer.prompt_ids())
         async for index, token in self._paced(script):
             if index == script.error_after:
                 await _send(
@@ -373,8 +380,23 @@ class _Answer:
             choices.append(choice | ({"text": text} if self.is_text else {"message": message}))
         kind = "text_completion" if self.is_text else "chat.completion"
         shape = {"id": self.id, "object": kind, "created": 1_700_000_000, "model": self.model}
-        ids = {"prompt_token_ids": PROMPT_IDS} if self.tells_ids else {}
-        return shape | {"choices": choices, "usage": self.usage} | ids
+        read = self._prompt_logprobs() if self.body.get("prompt_logprobs") is not None else None
+        return shape | {"choices": choices, "usage": self.usage, "prompt_logprobs": read} | self.prompt_ids()
+
+    def prompt_ids(self) -> Json:
+        return {"prompt_token_ids": ids_of(rendered(self.body["messages"], self.body))} if self.tells_ids else {}
+
+    def _prompt_logprobs(self) -> list[Json | None]:
+        """Of the first token there is none. Each is the likeliest in its place, by the weights; others follow."""
+        read = rendered(self.body["messages"], self.body)[1:]
+        return [None, *(self._entry(piece, max(self.body["prompt_logprobs"], 1)) for piece in read)]
+
+    def _entry(self, piece: str, count: int) -> Json:
+        texts = [piece, *(other for other in OTHERS if other != piece)][:count]
+        return {
+            str(token_id): {"logprob": -0.5 - self.weights - 2 * place, "rank": place + 1, "decoded_token": text}
+            for place, (token_id, text) in enumerate(zip(ids_of(texts), texts, strict=True))
+        }
 
 
 @asynccontextmanager
@@ -408,6 +430,23 @@ def write_adapter(
     data = len(told).to_bytes(8, "little") + told + bytes(end - 4) + struct.pack("<f", weight)
     (folder / WEIGHTS).write_bytes(data)
     return folder
+
+
+def pieces(text: str) -> list[str]:
+    """Its tokens: words, each with the space before it."""
+    return re.findall(r" ?\w+|[^\w]", text)
+
+
+def ids_of(tokens: Sequence[str]) -> list[int]:
+    return [zlib.crc32(token.encode()) for token in tokens]
+
+
+def rendered(messages: Sequence[Json], how: Json) -> list[str]:
+    """The tokens of a conversation by the pocket model's template."""
+    tokens: list[str] = []
+    for message in messages:
+        tokens += [f"<|{message['role']}|>", *pieces(str(message.get("content") or "")), "<|end|>"]
+    return tokens if how.get("add_generation_prompt") is False else [*tokens, "<|assistant|>"]
 
 
 def _error(status: int, kind: str, message: str, param: str | None = None) -> web.Response:

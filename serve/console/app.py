@@ -1,4 +1,4 @@
-"""The console's process: both pages behind a door that lets in this machine's browser only.
+"""The console's process: its pages behind a door that lets in this machine's browser only.
 
 Nothing may load from another host: fonts are the system's, analytics are off, and the browser is told so as well (a
 picture in a model's Markdown would be a request).
@@ -19,13 +19,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.console import circle, compare, export, intervals, lineage
+from serve.console import circle, compare, export, intervals, lineage, ribbon
 from serve.console.calls import Calls
 from serve.console.chat import ChatPage
 from serve.console.compare import ComparePage
 from serve.console.operate import OperatePage
 from serve.console.settings import ConsoleSettings
 from serve.console.votes import VotesPage
+from serve.console.why import WhyPage
 from serve.keyring import LOCAL_NAMES
 
 POLICY = "; ".join(
@@ -47,7 +48,9 @@ CSS = """
 .heed-alert { border-left: 4px solid var(--error-border-color, #d33); padding: 0.5em 1em; }
 .heed-alert .heed-alert { border: none; padding: 0; }
 .heed-said { min-height: 1.5em; }
-.message p:only-child > code:only-child { font-size: 0.8em; background: none; border: none; padding: 0; }
+.message p:only-child > code:only-child, .message p:only-child > code:has(+ a[href^="/why?"]) { font-size: 0.8em;
+  background: none; border: none; padding: 0; }
+.message p:only-child > code + a[href^="/why?"] { font-size: 0.8em; }
 .heed-row { align-items: end; }
 .heed-unseen { position: absolute !important; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 footer { display: none !important; }
@@ -100,6 +103,9 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     with pages.route("Compare", "/compare"):
         gr.Navbar(main_page_name="Chat")
         ComparePage(calls, pages)
+    with pages.route("Why this word", "/why"):
+        gr.Navbar(main_page_name="Chat")
+        WhyPage(calls, pages)
     with pages.route("Operate", "/operate"):
         gr.Navbar(main_page_name="Chat")
         OperatePage(calls, pages)
@@ -118,7 +124,7 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     )
     app = FastAPI(openapi_url=None)
     export.add_export(app, calls)
-    css = CSS + "".join(part.CSS for part in (compare, circle, intervals, lineage, export))
+    css = CSS + "".join(part.CSS for part in (compare, circle, intervals, lineage, export, ribbon))
     gr.mount_gradio_app(app, pages, "/", footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=css)
     app.add_middleware(Door)
     return app

@@ -37,6 +37,18 @@ FORMULAS = [
 REASONS = ("correct", "clear", "wrong", "not what I asked", "too long", "too short", "unsafe")
 """Of both thumbs. The gateway takes any words; these few are one touch on a phone."""
 
+# Gradio opens each link in a tab of its own, and each tab holds a connection, of which a browser has six to one host.
+STAY = """() => {
+  if (window.heedStays) return;
+  window.heedStays = true;
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="/why?"]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    window.location.assign(link.href);
+  }, true);
+}"""
+
 Step = tuple[Any, ...]
 
 
@@ -92,6 +104,7 @@ class ChatPage:
             correction = gr.Textbox(
                 "", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction"
             )
+            edit = gr.Button("Edit the answer", elem_id="heed-edit")
             reasons = gr.CheckboxGroup(list(REASONS), label="Reasons", elem_id="heed-reasons")
             more = gr.Button("Send", elem_id="heed-send-more")
 
@@ -107,9 +120,11 @@ class ChatPage:
         chatbot.like(self.judge, [turns, memory, key], view, api_name="judge", **noted)
         newer_wins.click(self.prefer_newer, [turns, memory, key], view, api_name="prefer_newer", **noted)
         older_wins.click(self.prefer_older, [turns, memory, key], view, api_name="prefer_older", **noted)
+        edit.click(self.edit, [turns, correction], correction, api_name="edit", **noted)
         words = [comment, correction, reasons]
         more.click(self.say_more, [*words, turns, memory, key], [*words, *view], api_name="say_more", **noted)
         gr.on([new.click, chatbot.clear], self.forget, memory, view, **unseen)
+        page.load(None, js=STAY)
         page.load(self.recall, memory, view, **unseen)
         gr.on([page.load, gr.Timer(LOOK_EVERY_S).tick], self.look, [model, key], [model, key, down], **unseen)
 
@@ -186,6 +201,11 @@ class ChatPage:
             return *given, *_view(memory, turns, problem)
         memory = _noted(memory, turns, len(turns) - 1)
         return "", "", [], *_view(memory, turns, "Noted, thank you.")
+
+    def edit(self, turns: list[Turn], correction: str) -> str:
+        """A correction begins with what was answered; one that is begun stays."""
+        last = last_answer(turns)
+        return correction if correction.strip() or not last else str(last["content"])
 
     async def prefer_newer(self, turns: list[Turn], memory: Json, key: str) -> Step:
         return await self._prefer(turns, memory, key, is_newer=True)

@@ -171,7 +171,7 @@ class ComparePage:
     ) -> AsyncIterator[Update]:
         """Both answers as they come. They can be judged once both are whole, for then they are in the ledger."""
         if source == OWN and not own.strip():
-            yield {self._said: _told("Write a prompt first.")}
+            yield {self._said: told("Write a prompt first.")}
             return
         names = {"model": model} if against in ("", None, ITSELF) else {"models": [model, against]}
         body: Json = {"stream": True, **names}
@@ -195,7 +195,7 @@ class ComparePage:
                     drawn_at = time.monotonic()
                     yield self._drawn(asked, texts)
         except CallFailed as failed:
-            yield {**self._drawn(asked, texts), **self._closed(is_ready=False), self._said: _alert(str(failed))}
+            yield {**self._drawn(asked, texts), **self._closed(is_ready=False), self._said: alert(str(failed))}
             return
         ready = {self._now: {"id": found, "prompt": _last(asked)}, self._own: ""}
         yield {**self._drawn(asked, texts), **self._closed(is_ready=True), **ready}
@@ -237,13 +237,13 @@ class ComparePage:
     ) -> AsyncIterator[Update]:
         """The vote, then who was who, then the queue's next prompt at once."""
         if not now.get("id"):
-            yield {self._said: _told("There are no two answers to judge; ask for the next prompt.")}
+            yield {self._said: told("There are no two answers to judge; ask for the next prompt.")}
             return
         body = {"preferred": preferred, "voter": memory["voter"] or None}
         try:
             vote = await self._calls.post(key, f"/comparisons/{now['id']}/vote", body)
         except CallFailed as failed:
-            yield {self._said: _alert(str(failed))}
+            yield {self._said: alert(str(failed))}
             return
         left, right = vote["a"]["adapter"], vote["b"]["adapter"]
         rows = [[now["prompt"], left, right, SPOKEN[preferred]], *rows][:JUDGED_SHOWN]
@@ -254,7 +254,7 @@ class ComparePage:
             self._judged: gr.update(value=rows, visible=True),
             self._left: gr.update(label=f"Left: {left}"),
             self._right: gr.update(label=f"Right: {right}"),
-            self._said: _told(f"You said that {SPOKEN[preferred]}. Left was {left}, right was {right}."),
+            self._said: told(f"You said that {SPOKEN[preferred]}. Left was {left}, right was {right}."),
         }
         if source == QUEUE:
             async for update in self.ask(now, source, own, model, against, memory, key):
@@ -275,7 +275,7 @@ class ComparePage:
         try:
             names = [one["id"] for one in (await self._calls.get(key, "/models"))["data"]]
         except CallFailed as failed:
-            return gr.skip(), gr.skip(), needs_key, gr.update(value=_alert(str(failed)), visible=True)
+            return gr.skip(), gr.skip(), needs_key, gr.update(value=alert(str(failed)), visible=True)
         model = model if model in names else names[0]
         others = [ITSELF, *names]
         chosen = gr.update(choices=others, value=against if against in others else ITSELF)
@@ -290,7 +290,7 @@ class ComparePage:
                 try:
                     if isinstance(prompt, str):
                         raise CallRefused(prompt)
-                    added = await self._calls.post(key, "/prompts", {**prompt, "model": _served(model)})
+                    added = await self._calls.post(key, "/prompts", {**prompt, "model": served_model(model)})
                 except CallRefused as reason:
                     refused.append(f"line {number}: {reason}")
                 else:
@@ -298,10 +298,10 @@ class ComparePage:
         except CallFailed as failed:
             refused.append(str(failed))
         words = [f"{new} prompts are new in the queue, {known} were there, {len(refused)} lines were refused."]
-        return "".join(_told(line) for line in words + refused[:REFUSALS_SHOWN])
+        return "".join(told(line) for line in words + refused[:REFUSALS_SHOWN])
 
 
-def _served(name: str) -> str:
+def served_model(name: str) -> str:
     """The served model of a concrete name."""
     return re.sub(r"-(base|v\d+-[0-9a-f]{8})$", "", name)
 
@@ -324,9 +324,9 @@ def _last(asked: list[Json]) -> str:
     return _text(asked[-1]) if asked else ""
 
 
-def _told(words: str) -> str:
+def told(words: str) -> str:
     return f'<p role="status">{html.escape(words)}</p>'
 
 
-def _alert(words: str) -> str:
+def alert(words: str) -> str:
     return f'<p role="alert">{html.escape(words)}</p>'

@@ -29,14 +29,17 @@ def messages(turns: list[Turn]) -> list[Turn]:
 
 
 def shown(turns: list[Turn]) -> list[Turn]:
-    """What the chat shows: one message a turn, the adapter's name as a part of its own under each answer."""
+    """What the chat shows: one message a turn, the adapter's name as a part of its own under each answer, with the way
+    to what it thought of each word."""
     return [{"role": turn["role"], "content": _parts(turn)} for turn in turns]
 
 
 def _parts(turn: Turn) -> list[Turn]:
     parts = [{"type": "text", "text": prose(turn["content"])}]
     if turn.get("model"):
-        parts.append({"type": "text", "text": f"`{turn['model']}`"})
+        why = f" [Why these words?](/why?answer={turn['id']})" if turn["id"] else ""
+        name = turn["model"].replace("`", "'")
+        parts.append({"type": "text", "text": f"`{name}`{why}"})
     return parts
 
 

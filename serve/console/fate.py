@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Any
 
+from serve.console.progress import OPEN
+
 Json = dict[str, Any]
 
 
@@ -10,7 +12,7 @@ def fate(lineage: Json) -> str:
     """The furthest that the vote has come; training on a held-out side judged an adapter and taught it nothing."""
     taught = [one for one in lineage["adapters"] if one["split"] == "train"]
     live = next((one for one in lineage["adapters"] if one["is_live"]), None)
-    running = next((job for job in lineage["jobs"] if job["status"] in ("queued", "running")), None)
+    running = next((job for job in lineage["jobs"] if job["status"] in OPEN), None)
     if live and live["live_since"]:
         words = f"{_verb(live)} {live['id']}, live since {_when(live['live_since'])}"
     elif taught or lineage["adapters"]:
@@ -25,6 +27,13 @@ def fate(lineage: Json) -> str:
     else:
         words = "waiting to be paired"
     return words if lineage["is_standing"] else f"withdrawn; {words}" if lineage["jobs"] else "withdrawn"
+
+
+def is_settled(lineage: Json) -> bool:
+    """Whether it is not worth asking again soon: it is live, or was withdrawn and no job has it."""
+    if lineage["is_standing"]:
+        return any(one["is_live"] and one["live_since"] for one in lineage["adapters"])
+    return all(job["status"] not in OPEN for job in lineage["jobs"])
 
 
 def _verb(adapter: Json) -> str:

@@ -77,6 +77,7 @@ async def _ask(
 
 async def admitted(request: Request, here: Gateway, asker: Caller, kind: Kind, sent: dict[str, Any]) -> Asked:
     """Who answers, and what is left of the asker's limits. Raises Refused (400, 404, 429), LedgerUnavailable."""
+    expect_readable(sent, here.settings.reading_limit)
     target, mark = here.routing.resolve(sent["model"]), None
     if sent["model"] == target.served_model:
         target, mark = here.canaries.assign(target, sent, asker.name)
@@ -88,6 +89,15 @@ async def admitted(request: Request, here: Gateway, asker: Caller, kind: Kind, s
     if (wanted := request.headers.get(HEADER)) is not None:
         asked = sampled(asked, wanted, here)
     return asked
+
+
+def expect_readable(sent: dict[str, Any], limit: int) -> None:
+    """Whoever asks what the model thinks of a prompt asks for no longer one than can be told. Raises Refused (400)."""
+    given = {name: sent.get(name) for name in ("prompt_logprobs", "echo")}
+    asked = next((name for name, value in given.items() if value is not None and value is not False), None)
+    if asked and (length := estimated(sent)) > limit:
+        words = f"{asked} is for prompts of at most {limit} tokens (HEED_READING_LIMIT); this one has about {length}"
+        raise Refused(400, "prompt_too_long", words, asked)
 
 
 def _patience(said: str | None) -> float:

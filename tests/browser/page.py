@@ -9,7 +9,13 @@ from urllib.parse import urlsplit
 from playwright.async_api import Browser, ConsoleMessage, Error, Page, Request, Response, expect
 
 LOCAL = ("127.0.0.1", "localhost")
-PAGES = {"/": "Your message", "/votes": "Your votes, newest first", "/compare": "Compare", "/operate": "Served model"}
+PAGES = {
+    "/": "Your message",
+    "/votes": "Your votes, newest first",
+    "/compare": "Compare",
+    "/why": "Answer's id",
+    "/operate": "Served model",
+}
 """Each page, and the label of a control by which it is known to be there."""
 
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}

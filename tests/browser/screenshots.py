@@ -8,6 +8,7 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from random import Random
 
 from PIL import Image
 from playwright.async_api import Browser, Page, expect
@@ -16,8 +17,9 @@ from tests.browser.chromium import MISSING, find_chromium, running_chromium
 from tests.browser.page import LOOKS, PAGES, Trouble, ask, opened, pick
 from tests.processes import ROOT, wait_for
 from tests.stack import Stack
+from trainer.habits import answer
 
-LISTS = {"/": "Model", "/compare": "Compare", "/operate": "Served model"}
+LISTS = {"/": "Model", "/compare": "Compare", "/why": "Compare base with", "/operate": "Served model"}
 IMAGES = ROOT / "docs" / "images"
 VOTES = 1400
 COLORS = 64
@@ -39,6 +41,12 @@ async def fill(page: Page, path: str, model: str) -> None:
         await page.get_by_label("Your prompt").fill("How do I bake a loaf of bread?")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Left is better")).to_be_enabled()
+    elif path == "/why":
+        await page.get_by_role("button", name="Or a text of your own").click()
+        await page.get_by_label("What was asked").press_sequentially("How do I build a kite?")
+        await page.get_by_label("The answer to read").fill(answer("kite", "steps", Random(0)))
+        await page.get_by_role("button", name="Read the text").click()
+        await page.get_by_role("listbox").last.get_by_role("option").nth(3).click()
     elif path == "/operate":
         await expect(page.locator("#operate-tree")).to_contain_text(f"{model}-v1-")
         await expect(page.locator("#operate-tree .heed-live")).to_be_visible()

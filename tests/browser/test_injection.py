@@ -1,15 +1,17 @@
 """What people and models write is text: it never runs, and it loads nothing from elsewhere."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.browser.page import Trouble, ask, opened
+from feedback.connection import Ledger
+from tests.browser.page import PAGES, Trouble, ask, opened
 from tests.browser.payloads import PAYLOADS
 from tests.consoles import RunningConsole
-from tests.gateways import RunningGateway
-from tests.scripted_engine import Script
+from tests.gateways import OPERATOR, RunningGateway, running_gateway
+from tests.scripted_engine import Script, scripted_engine
 
 ALL = "\n\n".join(PAYLOADS.values())
 BUILT = ", ".join(
@@ -44,7 +46,7 @@ async def touch_all(page: Page, root: str) -> None:
     await page.evaluate(
         """root => document.querySelectorAll(root + ' *').forEach(each => {
             for (const name of ['mouseover', 'mouseenter', 'focus', 'toggle']) each.dispatchEvent(new Event(name));
-            if (each.tagName === 'A' && !(each.getAttribute('href') || '').startsWith('http')) each.click();
+            if (each.tagName === 'A' && !/^(http|[/])/.test(each.getAttribute('href') || '')) each.click();
         })""",
         root,
     )
@@ -87,3 +89,57 @@ async def test_reasons_in_the_history_of_adapters_are_never_run(
     await touch_all(page, "main")
 
     await expect_harmless(page, seen)
+
+
+async def test_comments_and_corrections_are_never_run(page: Page, gateway: RunningGateway, seen: Trouble) -> None:
+    await page.goto("/")
+    await ask(page, "How do I fly a kite?")
+    for label in ("Comment", "The answer you wanted"):
+        await page.get_by_label(label, exact=True).fill(ALL)
+    await page.get_by_role("button", name="Send", exact=True).click()
+    await expect(page.get_by_text("Noted")).to_be_visible()
+
+    for path in PAGES:
+        await page.goto(path)
+        await expect(page.get_by_label(PAGES[path], exact=True).first).to_be_visible()
+        await touch_all(page, "main")
+
+        await expect_harmless(page, seen)
+    (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
+    assert (vote["comment"], vote["correction"]) == (ALL, ALL)
+
+
+async def test_names_of_models_are_never_run(
+    page: Page, console: RunningConsole, ledger: Ledger, tmp_path: Path, seen: Trouble
+) -> None:
+    names = tuple(PAYLOADS.values())
+    async with (
+        scripted_engine() as engine,
+        running_gateway(ledger, tmp_path / "named", engine, models=names) as gateway,
+    ):
+        console.turn_to(gateway.url, OPERATOR)
+        for path in PAGES:
+            await page.goto(path)
+            await expect(page.get_by_label(PAGES[path], exact=True).first).to_be_visible()
+            if path == "/":
+                await expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value(names[0])
+                await ask(page, "How do I fly a kite?")
+                await expect(page.get_by_role("log")).to_contain_text(f"{names[0]}-base")
+            for chooser in await page.get_by_role("combobox").all():
+                await chooser.click()
+                await page.keyboard.press("Escape")
+            await touch_all(page, "main")
+
+            await expect_harmless(page, seen)
+
+
+async def test_tokens_of_an_answer_are_never_run(page: Page, gateway: RunningGateway, seen: Trouble) -> None:
+    gateway.engine.scripts.append(Script(tokens=tuple(PAYLOADS.values())))
+    answer = (await gateway.chat(ALL)).json()["id"]
+
+    await page.goto(f"/why?answer={answer}")
+    await expect(page.get_by_role("listbox")).to_have_count(3)
+    await touch_all(page, "main")
+
+    await expect_harmless(page, seen)
+    assert await page.locator(BUILT.replace("[role=log]", ".heed-why")).count() == 0

@@ -11,9 +11,12 @@ from feedback import adapters, completions
 from feedback.connection import Ledger
 from serve.attribution import template_of
 from tests.gateways import RunningGateway, running_gateway
-from tests.scripted_engine import PROMPT_IDS, scripted_engine
+from tests.scripted_engine import ids_of, rendered, scripted_engine
 
 Json = dict[str, Any]
+
+PROMPT_IDS = ids_of(rendered([{"role": "user", "content": "How do I fly a kite?"}], {}))
+"""Of what `chat` and `stream` of a RunningGateway ask."""
 
 
 def base(folder: Path) -> Path:

@@ -43,8 +43,8 @@ async def ask(browser: Browser, text: str = "How do I fly a kite?") -> list[Any]
 
 
 def said(chat: list[dict[str, Any]]) -> list[str]:
-    """Each message's parts in one line: an answer's second part is its adapter's name."""
-    return [" / ".join(part["text"] for part in message["content"]) for message in chat]
+    """Each message's parts in one line: an answer's second part is its adapter's name, before the way to its tokens."""
+    return [" / ".join(part["text"].split(" [Why")[0] for part in message["content"]) for message in chat]
 
 
 async def test_an_answer_is_shown_as_it_comes_and_names_its_adapter(gateway: RunningGateway, browser: Browser) -> None:
@@ -99,6 +99,20 @@ async def test_a_correction_a_comment_and_reasons_belong_to_the_vote_on_the_last
     assert vote["reasons"] == ["too short"]
 
 
+async def test_an_answer_that_is_edited_is_a_correction(gateway: RunningGateway, browser: Browser) -> None:
+    memory = await remembered(browser)
+    await ask(browser)
+
+    (begun,) = await browser.press("edit", NOTHING, "")
+    (kept,) = await browser.press("edit", NOTHING, "Run into")
+    await browser.press("say_more", "", f"{begun} and more", [], NOTHING, memory, "")
+
+    (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
+    assert begun == "a scripted answer"
+    assert kept == "Run into"
+    assert (vote["rating"], vote["correction"]) == ("down", "a scripted answer and more")
+
+
 async def test_your_votes_says_what_became_of_each_also_in_a_new_conversation(
     gateway: RunningGateway, browser: Browser, console: RunningConsole
 ) -> None:
@@ -108,12 +122,12 @@ async def test_your_votes_says_what_became_of_each_also_in_a_new_conversation(
     memory, *_ = await browser.press("judge", NOTHING, memory, "", event=thumb)
     memory = {**memory, "turns": []}  # what "New conversation" leaves
 
-    table, _, up = await browser.press("look_at_votes", memory, "")
+    table, _, _, up = await browser.press("look_at_votes", memory, NOTHING, "")
     (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
     await gateway.http.delete(f"/v1/votes/{vote['id']}")
-    withdrawn, *_ = await browser.press("look_at_votes", memory, "")
+    withdrawn, *_ = await browser.press("look_at_votes", memory, NOTHING, "")
     console.turn_to(f"http://127.0.0.1:{free_port()}", OPERATOR)
-    *_, down = await browser.press("look_at_votes", memory, "")
+    *_, down = await browser.press("look_at_votes", memory, NOTHING, "")
 
     ((about, rating, became),) = table["data"]
     assert (about, rating) == ("Why is <b>sky</b> blue?", "up")
@@ -121,6 +135,27 @@ async def test_your_votes_says_what_became_of_each_also_in_a_new_conversation(
     assert "withdrawn" in withdrawn["data"][0][2]
     assert up["visible"] is False
     assert "does not answer" in down
+
+
+async def test_your_votes_asks_for_what_is_settled_once_and_for_nothing_unseen(
+    gateway: RunningGateway, browser: Browser, console: RunningConsole
+) -> None:
+    memory = await remembered(browser)
+    await ask(browser)
+    thumb = {"index": 1, "value": "a scripted answer", "liked": True}
+    memory, *_ = await browser.press("judge", NOTHING, memory, "", event=thumb)
+    unknown = 'heed_requests_total{method="GET",status="404"}'
+    (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
+
+    unseen, *_ = await browser.press("look_at_votes", memory | {"is_hidden": True}, NOTHING, "")
+    await browser.press("look_at_votes", memory, NOTHING, "")
+    await gateway.http.delete(f"/v1/votes/{vote['id']}")
+    before = await gateway.count(unknown)
+    tables = [(await browser.press("look_at_votes", memory, NOTHING, ""))[0] for _ in range(3)]
+
+    assert "data" not in unseen
+    assert await gateway.count(unknown) - before == 1
+    assert tables[0]["data"] == tables[2]["data"]
 
 
 @pytest.mark.parametrize(("button", "stays"), [("prefer_newer", "newer"), ("prefer_older", "older")])
@@ -173,7 +208,7 @@ async def test_a_gateway_that_is_down_is_a_sentence_and_the_page_goes_on_when_it
     assert said(chat)[-1] == "a scripted answer / `heed-base`"
 
 
-@pytest.mark.parametrize("page", ["/", "/votes", "/compare", "/operate", "/config", "/theme.css"])
+@pytest.mark.parametrize("page", ["/", "/votes", "/compare", "/why", "/operate", "/config", "/theme.css"])
 async def test_a_page_names_no_other_host_and_may_load_from_none(page: str, console: RunningConsole) -> None:
     async with httpx.AsyncClient(base_url=console.url, trust_env=False) as http:
         reply = await http.get(page)

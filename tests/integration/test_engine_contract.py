@@ -168,6 +168,31 @@ async def test_without_asking_there_is_no_usage(engine: Contract, loaded: str) -
     assert all("usage" not in part or part["usage"] is None for part in chunks(await engine.ask(loaded, stream=True)))
 
 
+async def test_a_given_answer_is_read_token_by_token_and_alike_each_time(engine: Contract, loaded: str) -> None:
+    answered = [*MESSAGES, {"role": "assistant", "content": "Boil water first.\nThen wait."}]
+    asked: Json = {"return_token_ids": True, "max_tokens": 1}
+    reading: Json = {"messages": answered, "add_generation_prompt": False, "prompt_logprobs": 2} | asked
+
+    opened = (await engine.ask(loaded, **asked)).json()
+    first, again = [(await engine.ask(loaded, **reading)).json() for _ in range(2)]
+    refused = await engine.ask(loaded, stream=True, **reading)
+
+    before, ids = opened["prompt_token_ids"], first["prompt_token_ids"]
+    assert ids[: len(before)] == before
+    assert opened["prompt_logprobs"] is None
+    assert len(first["prompt_logprobs"]) == len(ids)
+    assert first["prompt_logprobs"][0] is None
+    told = [entry[str(token)] for entry, token in zip(first["prompt_logprobs"][1:], ids[1:], strict=True)]
+    assert "".join(one["decoded_token"] for one in told[len(before) - 1 :]) == "Boil water first.\nThen wait.<|end|>"
+    for one, entry in zip(told, first["prompt_logprobs"][1:], strict=True):
+        assert one["logprob"] <= 0
+        assert sorted(other["rank"] for other in entry.values())[:2] == [1, 2]
+        assert len(entry) == (2 if one["rank"] <= 2 else 3)
+    repeated = [entry[str(token)] for entry, token in zip(again["prompt_logprobs"][1:], ids[1:], strict=True)]
+    assert [one["logprob"] for one in repeated] == pytest.approx([one["logprob"] for one in told], abs=1e-4)
+    assert refused.status_code == 400
+
+
 async def test_n_choices_have_their_index(engine: Contract, loaded: str) -> None:
     whole = (await engine.ask(loaded, n=2, temperature=1, logprobs=True)).json()
 

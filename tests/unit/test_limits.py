@@ -168,6 +168,9 @@ def test_an_estimate_counts_texts_and_leaves_images_to_the_engine() -> None:
 
     assert estimated(sent) == 20
     assert estimated({"prompt": "x" * 4}) == 1
+    assert estimated({"prompt": ["x" * 4, "y" * 8]}) == 3
+    assert estimated({"prompt": [7, 8, 9]}) == 3
+    assert estimated({"prompt": [[7, 8], [9]]}) == 3
 
 
 @pytest.mark.parametrize(
