@@ -190,17 +190,9 @@ class Containers:
         """As `docker compose exec`."""
         service = self.services[name]
         assert service.process is not None
-        within = [
-            *self._inside(service.process.pid),
-            "--root",
-            "sh",
-            "-c",
-            'cd "$1"; shift; exec "$@"',
-            "sh",
-            str(ROOT),
-        ]
+        pid = service.process.pid
         return subprocess.run(
-            [*within, *command],
+            [*self._inside(pid), "--root", f"--wd=/proc/{pid}/root{ROOT}", *command],
             env=self._environment(service),
             capture_output=True,
             text=True,
