@@ -25,6 +25,9 @@ from tests.composed import Json, seconds
 from tests.processes import ROOT, descendants, end, living, wait_for
 
 DOCKERFILES = {"heed-gateway": "serve", "heed-console": "serve", "heed-trainer:cpu": "trainer"}
+HOME = "/home/heed"
+"""The images' user's, which nothing can be written into, nor is it here."""
+
 GRACE_S = 10.0
 """Docker's, where a service says nothing else."""
 
@@ -281,7 +284,7 @@ class Containers:
         """And what belongs to this machine: where programs are, and what its processor asks for."""
         path = [str(self._folder / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         own = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
-        return {"PATH": ":".join(path), **own, **service.environment}
+        return {"PATH": ":".join(path), "HOME": HOME, **own, **service.environment}
 
     def _inside(self, pid: int) -> list[str]:
         return ["nsenter", f"--target={pid}", *(["--user"] if self._user else []), "--net", "--mount"]

@@ -165,8 +165,8 @@ def test_a_room_is_told_all_that_heed_up_tells_it(tmp_path: Path) -> None:
     given = EVERY["gateway"]["environment"].keys() | EVERY["worker"]["environment"].keys()
 
     assert told - given == {"HEED_VAR", "PYTHONUNBUFFERED"}
-    assert "HEED_VAR=/state PYTHONUNBUFFERED=1" in (ROOT / "serve/Dockerfile").read_text()
-    assert "HEED_VAR=/state PYTHONUNBUFFERED=1" in (ROOT / "trainer/Dockerfile").read_text()
+    assert "HEED_VAR=/state XDG_CACHE_HOME=/state/cache PYTHONUNBUFFERED=1" in (ROOT / "serve/Dockerfile").read_text()
+    assert "HEED_VAR=/state XDG_CACHE_HOME=/state/cache PYTHONUNBUFFERED=1" in (ROOT / "trainer/Dockerfile").read_text()
 
 
 def test_heed_env_sets_what_compose_yaml_does_not_and_needs_not_be_there() -> None:
