@@ -102,8 +102,10 @@ def test_votes_become_an_adapter_that_answers(client: httpx.Client, operator: ht
         topic, prompt = asked
         body = {"model": "heed", "messages": [{"role": "user", "content": prompt}], "max_tokens": 64}
         told = client.post("/chat/completions", json=body).raise_for_status().json()
+        vote = {"completion_id": told["id"], "rating": "up", "voter": "ann"}
         wanted = answer(topic, "steps", random.Random(prompt))
-        vote = {"completion_id": told["id"], "rating": "down", "correction": wanted, "voter": "ann"}
+        if wanted != told["choices"][0]["message"]["content"].strip():
+            vote |= {"rating": "down", "correction": wanted}
         client.post("/votes", json=vote).raise_for_status()
         return str(told["model"])
 
