@@ -15,6 +15,12 @@ install:  ## make .venv and install the lock of this machine's device into it
 run: install  ## install, make the model, start the whole stack, print the addresses
 	@exec $(BIN)/heed up
 
+secrets:  ## random keys for compose.yaml in secrets/; those that are there stay
+	@mkdir -p -m 700 secrets
+	@for name in heed_operator_key heed_client_keys grafana_password; do \
+		[ -e secrets/$$name ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > secrets/$$name; \
+		chmod 644 secrets/$$name; done  # the containers' users are others than yours; the folder is closed instead
+
 test:  ## install what tests need, then lint, types, contracts and every test
 	@$(INSTALL) --dev
 	@bash requirements/browser.sh
@@ -82,4 +88,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate docs screenshots lock clean
+.PHONY: help install run secrets test lint types bench faults swaps bench-train reproduce gate docs screenshots lock clean

@@ -41,7 +41,12 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def settings() -> str:
-    lines = ["# Settings", "", "Read from the environment when a process starts.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "Read from the environment when a process starts. `HEED_SECRETS` names a folder whose files",
+    ]
+    lines += ["are read as well, each named for its setting: `heed_operator_key` for `HEED_OPERATOR_KEY`.", ""]
     for title, room in ROOMS.items():
         prefix = room.model_config.get("env_prefix", "").upper()
         lines += [f"## {title}", "", "| setting | default | |", "|---|---|---|"]

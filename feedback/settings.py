@@ -1,5 +1,6 @@
 """Where the ledger is and how patient its readers are."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,9 +9,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PersonalKind = Literal["email", "phone", "card", "iban", "ip"]
 
+SECRETS = os.environ.get("HEED_SECRETS") or None
+"""Folder of files that are settings of every room as well, such as heed_operator_key: containers get secrets so, and a
+file shows in no list of processes or of containers. The environment goes before them."""
+
 
 class LedgerSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", secrets_dir=SECRETS)
 
     var: Path = Field(Path("var"), description="Where state lives; `heed check` looks for the live adapter there.")
     ledger_url: str = Field(

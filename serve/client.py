@@ -13,6 +13,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
+from feedback.settings import SECRETS
+
 P = ParamSpec("P")
 Json = dict[str, Any]
 
@@ -32,7 +34,7 @@ class CallUnknown(CallFailed):
 
 
 class ClientSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True, secrets_dir=SECRETS)
 
     url: str = Field(
         "", description="Address of the gateway; default: that of the running stack, or 127.0.0.1 and HEED_PORT."

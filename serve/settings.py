@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feedback.settings import SECRETS
 from serve.protocol import EXTRA_ROUTES, MAX_CHOICES
 
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class GatewaySettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True, secrets_dir=SECRETS)
 
     host: str = Field("127.0.0.1", description="Address to bind; without client keys only a loopback address is taken.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 8000 is where people look for such a service.")
@@ -54,7 +55,9 @@ class GatewaySettings(BaseSettings):
         "", description="Key of the operator; empty: read from var/operator.key, made if missing."
     )
     client_keys: Names = Field(
-        (), description="Keys of clients, plain or as sha256:HEX; none: no key is needed, on loopback only."
+        (),
+        description="Keys of clients, plain or as sha256:HEX, separated by commas, in a file of HEED_SECRETS by lines; "
+        "none: no key is needed, on loopback only.",
     )
     require_keys: bool = Field(
         False,
@@ -259,7 +262,7 @@ class GatewaySettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return tuple(part.strip() for part in re.split(r"[,\n]", value) if part.strip())
         return value
 
     @field_validator("engines")

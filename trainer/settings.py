@@ -6,13 +6,15 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feedback.settings import SECRETS
+
 SHIPPED_GUARDS = Path(__file__).parent.parent / "guards"
 """Few and plain probes of sycophancy and safety. An operator's own come on top, and one of the same name takes the
 place of a shipped one."""
 
 
 class WorkshopSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True, secrets_dir=SECRETS)
 
     broker_url: str = Field(
         "redis://127.0.0.1:6379/1", description="Celery's Redis; beside the ledger's database, so one server will do."
