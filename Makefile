@@ -17,6 +17,7 @@ run: install  ## install, make the model, start the whole stack, print the addre
 
 test:  ## install what tests need, then lint, types, contracts and every test
 	@$(INSTALL) --dev
+	@bash requirements/browser.sh
 	@$(MAKE) --no-print-directory lint types
 	@$(BIN)/python -m pytest
 
@@ -42,6 +43,9 @@ KILLS := 20
 faults:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make faults SEED=1 KILLS=3`)
 	@$(BIN)/python -m tests.faults --times $(KILLS) --seed $(SEED)
 
+swaps:  ## ten swaps, two rollbacks, a canary and a killed engine under 16 streams on two real vLLM (five minutes)
+	@$(BIN)/python -m tests.load.swaps
+
 bench-train:  ## measure what training costs against TRL, and that its losses are TRL's (half an hour)
 	@$(BIN)/python -m tests.load.bench_train
 
@@ -52,6 +56,10 @@ gate:  ## what the gate lets out and what it keeps: a catalogue of real jobs (lo
 	@$(BIN)/python -m trainer pocket --out var/pocket
 	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
 	@$(BIN)/python -m tests.load.gate_catalogue
+
+screenshots:  ## pictures of the console's pages: writes docs/images/console-*.png (five minutes)
+	@$(BIN)/python -m trainer pocket --out var/pocket
+	@$(BIN)/python -m tests.browser.screenshots
 
 lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI only; `make lock UPGRADE=--upgrade` for newer versions)
 	@$(INSTALL) --uv-only
@@ -70,4 +78,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults bench-train reproduce gate lock clean
+.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate screenshots lock clean

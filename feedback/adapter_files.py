@@ -122,8 +122,11 @@ def config_faults(config: dict[str, Any]) -> list[str]:
         for key, value in config.items()
         if key not in wanted.keys() | harmless and value
     ]
-    if not isinstance(config.get("r"), int) or not 1 <= config["r"] <= 512:
-        faults.append(f"{CONFIG}: r must be a whole number from 1 to 512; it is {config.get('r')!r}")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 512:
+        faults.append(f"{CONFIG}: r must be a whole number from 1 to 512; it is {rank!r}")
+    elif not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= 2 * rank:
+        faults.append(f"{CONFIG}: lora_alpha must be a number above 0 and at most twice r; it is {alpha!r}")
     if set(config.get("target_modules") or ()) != set(LINEARS):
         faults.append(f"{CONFIG}: target_modules must be {sorted(LINEARS)}; it is {config.get('target_modules')!r}")
     return sorted(faults)

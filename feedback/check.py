@@ -4,7 +4,7 @@ A clean ledger has: completions behind every opinion and every pair, opinions be
 only what exists, every archived completion in the row that its stub names and in no other place, a tally and counters
 of the report that a recount confirms, no pair in two open jobs, no lease that cannot run out, one adapter for each
 succeeded job, a live adapter that is on disk with the digest it was registered with, and at most one canary, which has
-counted each unit once.
+counted each unit once. No restore of a back-up was broken off.
 """
 
 import asyncio
@@ -32,6 +32,9 @@ from feedback.records import ComparisonVote
 
 async def violations(ledger: Ledger) -> AsyncIterator[str]:
     """Each broken invariant as a sentence. Old forms and unsettled prompts are work, not damage, and done first."""
+    if under_way := await ledger.reply(ledger.redis.get(ledger.keys.restore)):
+        yield f"the restore of back-up {under_way} is not complete; begin it again with the same back-up"
+        return
     await completions.upgrade(ledger)
     await pairs.settle(ledger)
     for check in (_opinions, _pairs, _archive, _sums, _jobs, _adapters, _canary, _durability):

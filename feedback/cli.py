@@ -1,8 +1,11 @@
-"""`heed check`: is the ledger what it promises to be? `heed archive`: move what is old out of Redis now."""
+"""`heed check`: is the ledger what it promises to be? `heed archive`: move what is old out of Redis now.
+`heed backup`: all of it as it is at one moment.
+"""
 
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
@@ -12,11 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import feedback.archive
+import feedback.backup
 from feedback.archive import Moved
+from feedback.backup import Manifest
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.errors import ArchiveUnavailable, LedgerUnavailable
 from feedback.settings import LedgerSettings
+from feedback.snapshot import BackupFailed
 
 app = typer.Typer()
 
@@ -57,6 +63,33 @@ def archive(
     for model in models.split(","):
         moved = _asked(settings, _archive(settings, model))
         typer.echo(_told(model, moved, settings.archive_address))
+
+
+@app.command()
+def backup(
+    to: Annotated[str, typer.Argument(metavar="PLACE", help="A new folder, or any address of fsspec.")],
+    ledger_url: LedgerUrl = "",
+) -> None:
+    """Keep one moment of all served models, with their adapters, reward models, archive and uploaded files.
+
+    While they are used. `heed restore PLACE` brings it back; exit 1 if it could not be made, 2 if the ledger does not
+    answer.
+    """
+    settings = _settings(ledger_url)
+    began = time.monotonic()
+    try:
+        made = _asked(settings, _backup(settings, to))
+    except BackupFailed as error:
+        typer.echo(f"No back-up was made: {error}", err=True)
+        raise typer.Exit(1) from None
+    for model, counts in made.counts.items():
+        typer.echo(f"{model}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    for path in made.missing:
+        typer.echo(f"not in it, as nobody found it: {path}", err=True)
+    typer.echo(
+        f"{len(made.files):,} files with {made.total / 1e6:,.1f} MB are at {to} ({time.monotonic() - began:.1f} s, in "
+        f"which writers waited for {made.waited_s:.3f} s)."
+    )
 
 
 def _told(model: str, moved: Moved, address: str) -> str:
@@ -114,3 +147,11 @@ async def _archive(settings: LedgerSettings, model: str) -> Moved:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             shown = progress.add_task(f"archiving {model}", total=await feedback.archive.due(ledger))
             return await feedback.archive.run(ledger, lambda moved: progress.advance(shown, moved))
+
+
+async def _backup(settings: LedgerSettings, to: str) -> Manifest:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    async with _ledger(settings, "heed") as ledger:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            shown = progress.add_task("copying the ledger", total=await ledger.reply(ledger.redis.dbsize()))
+            return await feedback.backup.make(ledger, to, lambda keys: progress.advance(shown, keys))

@@ -52,6 +52,7 @@ adapter:ID:history         list    kept                   adapters              
 adapters                   zset    kept                   adapters                    adapters
 adapters:version           string  kept (a counter)       jobs.number                 jobs
 rewards:version            string  kept (a counter)       jobs.reward_number          jobs
+triggers                   string  TTL, two minutes       triggers.tell               stats
 serving, serving:past      hash, list  kept               adapters                    hot swap
 gateways                   zset    as long as they live   gateways.beat (until when)  gateways.beat
 gateways:told              hash    as gateways            gateways.beat               gateways.beat
@@ -88,10 +89,22 @@ credentials:used           hash    kept (when last)       credentials.agree     
 credentials:taken:NAME     string  TTL, as long as it is  credentials.agree           credentials.agree
                                    to be waited for
 credentials:secret         string  kept                   credentials.agree           credentials.agree
+
+Nor does what a restore leaves while it is under way; its hash tag is `restore`.
+
+restore                    string  until it is complete   restore                     restore, check
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
+
+OURS = "heed:*"
+"""Every key of the ledger is one of these."""
+
+_OF_NO_MODEL = ("files", "credentials", "restore")
+_KEY = re.compile(r"heed:\{(.*?)\}:(.*)", re.DOTALL)
+_OF_A_PROCESS = re.compile(r"(job:[^:]+:|archive:|gateways:)lease|archive:wanted|gateways|gateways:told|canary:looking")
 
 
 @dataclass(frozen=True)
@@ -280,6 +293,10 @@ class Keys:
     def reward_version(self) -> str:
         return self._key("rewards:version")
 
+    @property
+    def triggers(self) -> str:
+        return self._key("triggers")
+
     def idempotency(self, key_digest: str) -> str:
         return self._key(f"idempotency:{key_digest}")
 
@@ -382,12 +399,28 @@ class Keys:
     def credentials_secret(self) -> str:
         return "heed:{credentials}:credentials:secret"
 
+    @property
+    def restore(self) -> str:
+        return "heed:{restore}:restore"
+
     def file(self, file_id: str) -> str:
         return f"heed:{{files}}:file:{file_id}"
 
     @property
     def files(self) -> str:
         return "heed:{files}:files"
+
+
+def model_of(key: str) -> str | None:
+    """The served model that a key belongs to; None for those that belong to none."""
+    found = _KEY.fullmatch(key)
+    return found[1] if found and found[1] not in _OF_NO_MODEL else None
+
+
+def is_of_a_process(key: str) -> bool:
+    """Whether it says only that some process is alive and at work, which is not to be kept longer than that is so."""
+    found = _KEY.fullmatch(key)
+    return found is None or found[1] == "restore" or _OF_A_PROCESS.fullmatch(found[2]) is not None
 
 
 def _name(given: str) -> str:

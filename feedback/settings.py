@@ -43,6 +43,12 @@ class LedgerSettings(BaseSettings):
         description="Most completions in a partition; deleting one of them writes the others anew, so small ones are "
         "cheap to delete from and large ones to read as a whole.",
     )
+    backup_pause_ms: int = Field(
+        2000,
+        ge=1,
+        description="Longest that writers wait for a back-up's last changes, once; less than half of "
+        "ledger_timeout_s, so that none of them gives up.",
+    )
     idempotency_hours: float = Field(
         24,
         gt=0,

@@ -8,6 +8,8 @@ leaves ends the engine's work on it.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -105,27 +107,37 @@ class Answer(Response):
         conversation = self._asked.conversation if len(self._gateway.routing.replicas) > 1 else b""
         for attempt in range(ATTEMPTS):
             if attempt:
-                if asyncio.get_running_loop().time() > deadline:
-                    break
                 self._gateway.metrics.retries.inc()
             async with self._gateway.routing.borrow(adapter, deadline, conversation) as replica:
                 life = replica.life
                 try:
-                    async with (
-                        self._gateway.tracing.asking(self._asked.target) as trace,
-                        replica.engine.ask(self._asked.path, body, self._asked.number, trace) as upstream,
-                    ):
-                        if upstream.status != 200:
-                            await self._refuse(replica, life, upstream)
-                            continue
-                        await (self._stream if self._asked.is_stream else self._whole)(upstream, send)
-                        if self._is_broken:
-                            self._doubt(replica, life, "broke within an answer")
+                    if await self._ask(replica, life, body, send):
                         return
                 except EngineUnreachable as error:
                     log.warning("req-%s: %s broke before the first byte: %s", self._asked.number, replica.name, error)
                     self._doubt(replica, life, f"broke within a request ({error})")
         raise unavailable("engine_unavailable", "engines broke whenever the request was sent to one; try again shortly")
+
+    async def _ask(self, replica: Replica, life: int, body: bytes, send: Send) -> bool:
+        """Whether that was the answer; where not, it is worth another try. Raises Refused, EngineUnreachable."""
+        async with self._gateway.tracing.asking(self._asked.target) as trace:
+            asking = replica.engine.ask(self._asked.path, body, self._asked.number, trace)
+            replica.unbegun[asking] = self._asked.target.adapter
+            begun = partial(replica.unbegun.pop, asking, None)
+            try:
+                async with asking as upstream:
+                    if upstream.status != 200:
+                        await self._refuse(replica, life, upstream)
+                        return False
+                    if self._asked.is_stream:
+                        await self._stream(upstream, send, begun)
+                    else:
+                        await self._whole(upstream, send)
+                    if self._is_broken:
+                        self._doubt(replica, life, "broke within an answer")
+                    return True
+            finally:
+                begun()
 
     async def _whole(self, upstream: Connection, send: Send) -> None:
         body = await upstream.read()
@@ -153,7 +165,7 @@ class Answer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, upstream: Connection, send: Send) -> None:
+    async def _stream(self, upstream: Connection, send: Send, begun: Callable[[], object]) -> None:
         """The engine is read from as fast as the client reads: `send` waits while uvicorn's buffer to it is full."""
         transcript = Transcript(self._asked.wants_usage)
         try:
@@ -163,6 +175,7 @@ class Answer(Response):
                     continue
                 if not self._started:  # an engine that dies before its first token can still be replaced
                     self._started = True
+                    begun()
                     self._first_s = self._asked.waited_s
                     headers = [*STREAM_HEADERS, *self._asked.headers]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})

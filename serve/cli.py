@@ -17,6 +17,7 @@ from serve import exchange, hub
 from serve.client import CallFailed, Client, ClientSettings, spoken
 from serve.console.cli import console as console_command
 from serve.keychain import keys
+from serve.restoring import restore
 from serve.tables import (
     gate_table,
     plan_table,
@@ -36,6 +37,7 @@ versions = typer.Typer(invoke_without_command=True)
 app.add_typer(versions, name="adapters")
 app.add_typer(keys, name="keys")
 app.command()(up)
+app.command()(restore)
 app.command()(console_command)
 console = Console(highlight=False)
 

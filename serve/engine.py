@@ -18,6 +18,10 @@ JSON = "content-type: application/json\r\n"
 NO_TRACE: Mapping[str, str] = {}
 
 
+class EngineLate(EngineUnreachable):
+    """It did not answer in time, and whether it is well is not known: vLLM lets requests wait for a LoRA slot."""
+
+
 class EngineRefused(Exception):
     """It answered, and said no."""
 
@@ -93,7 +97,7 @@ class Engine:
             ):
                 text = await answer.read()
         except TimeoutError:
-            raise EngineUnreachable(f"no answer to {path} within {CONTROL_TIMEOUT_S} s") from None
+            raise EngineLate(f"no answer to {path} within {CONTROL_TIMEOUT_S} s") from None
         if answer.status != 200:
             raise EngineRefused(answer.status, failure_of(text)[0])
         return text

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -76,16 +76,27 @@ def enqueue(client: Client, file: Path, model: str, console: Console) -> int:
     """Put prompts of the file into the queue; returns how many lines were refused. Raises CallFailed."""
     new = known = refused = 0
     with file.open("rb") as content:
-        for number, line in _readable(lines(content, file.stat().st_size)):
+        for number, prompt in prompts_of(content, file.stat().st_size):
             try:
-                added = client.post("/prompts", _prompt(parse(line)) | {"model": model})
-            except (RowRefused, CallRefused) as reason:
+                if isinstance(prompt, str):
+                    raise CallRefused(prompt)
+                added = client.post("/prompts", prompt | {"model": model})
+            except CallRefused as reason:
                 refused += 1
                 console.print(f"line {number}: {reason}", markup=False, soft_wrap=True)
             else:
                 new, known = new + added["changed"], known + (not added["changed"])
     console.print(f"{new} prompts are new in the queue, {known} were there, {refused} lines were refused.")
     return refused
+
+
+def prompts_of(content: BinaryIO, size: int) -> Iterator[tuple[int, Json | str]]:
+    """What /v1/prompts takes of each numbered line, or why it is refused. Raises CallFailed."""
+    for number, line in _readable(lines(content, size)):
+        try:
+            yield number, _prompt(parse(line))
+        except RowRefused as reason:
+            yield number, str(reason)
 
 
 def _prompt(row: Json) -> Json:

@@ -110,6 +110,8 @@ class HotSwap:
         down = [f"{one.name} {one.why_down}" for one in self._routing.replicas if not one.is_up]
         self.trouble.ill("engine", "; ".join(down)) if down else self.trouble.well("engine")
         self._metrics.engine_up.set(len(self._routing.replicas) - len(down))
+        if not replica.is_up:
+            self._routing.move(replica)
         if replica.is_up != was_up:
             self._routing.nudge()
 

@@ -8,14 +8,14 @@ import asyncio
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from feedback import adapters
-from feedback.adapter_files import text_config
 from feedback.errors import AdapterUnknown, LedgerUnavailable
 from feedback.records import Adapter
 from serve import probe, weights
 from serve.council import Council, NotLeading
-from serve.engine import EngineRefused
+from serve.engine import EngineLate, EngineRefused
 from serve.probe import AdapterUnfit, Reading
 from serve.replicas import Replica
 from serve.routing import Routing
@@ -38,10 +38,8 @@ class Intake:
         self._routing = routing
         self._settings = settings
         self._trouble = trouble
-        folder = Path(settings.base_model)
-        is_known = settings.base_model and (folder / "config.json").is_file()
-        self._base = text_config(folder) if is_known else None
-        """What adapters' shapes are compared with; of a Hub id that is not known here."""
+        self._base: dict[str, Any] | None = None
+        """What adapters' shapes are compared with, once it is known here."""
         self._known: dict[str, Adapter] = {}
         self._bases: dict[tuple[int, str], Reading] = {}
         self._deaths: Counter[str] = Counter()
@@ -90,6 +88,9 @@ class Intake:
         except (NotYet, LedgerUnavailable) as reason:
             self._trouble.ill(name, str(reason))
             return False
+        except EngineLate as late:
+            self._trouble.ill(name, f"{late}; more adapters may be in use than it has slots for (--max-loras)")
+            return False
         except EngineUnreachable as error:
             replica.forget(f"broke while it took up {name} ({error})")
             self._deaths[name] += not self._routing.is_held(name)  # one that others serve is not to blame
@@ -123,11 +124,26 @@ class Intake:
         except AdapterUnfit:
             if path:
                 await self.unload(council, replica, name)
+            if name != base:
+                await self._expect_unspoiled(council, replica, base)
             raise
         if not council.may_load:
             raise NotLeading
         council.show(replica, name)
         log.info("%s is loaded at %s and answers as it should", name, replica.name)
+
+    async def _expect_unspoiled(self, council: Council, replica: Replica, base: str) -> None:
+        """An engine that answers wrongly ever since takes no traffic until it is well with its base again.
+
+        Finite weights may overflow on the way, and the NaN stays in freed KV blocks until a long prompt, as the probe
+        has one, is written over them (vLLM 0.32 on CPU).
+        """
+        try:
+            await probe.read(replica.engine, base)
+        except AdapterUnfit as spoiled:
+            for held in list(replica.holds):
+                council.hide(replica, held)
+            replica.forget(f"was spoiled by an adapter ({spoiled})")
 
     async def _load(self, council: Council, replica: Replica, name: str, path: Path) -> None:
         council.hide(replica, name)
@@ -170,6 +186,8 @@ class Intake:
 
     async def _expect_sound(self, path: Path, name: str, *, may_be_zero: bool = False) -> None:
         """Raises AdapterUnfit."""
+        if self._base is None and self._settings.base_model:
+            self._base = await asyncio.to_thread(weights.base_config, self._settings.base_model)
         try:
             faults = await asyncio.to_thread(weights.faults, path, self._base, may_be_zero=may_be_zero)
         except OSError as error:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from serve.engine import Engine
+from serve.upstream import Asking
 
 
 @dataclass(eq=False)
@@ -21,6 +22,8 @@ class Replica:
     in_flight: Counter[str] = field(default_factory=Counter)
     busy: int = 0
     """Requests in flight, of all adapters."""
+    unbegun: dict[Asking, str] = field(default_factory=dict)
+    """Those of them whose client has no byte yet, and the adapter that each is for."""
     life: int = 0
     """How often it was given up: one that comes back has restarted, and a request may be sent to it again."""
     failures: int = 0

@@ -112,6 +112,16 @@ class Routing:
             if not replica.in_flight[adapter]:
                 del replica.in_flight[adapter]
 
+    def move(self, replica: Replica) -> None:
+        """What an engine that is not up has not begun to answer is asked of another that holds the adapter.
+
+        One that hangs would else keep those requests until HEED_ENGINE_SILENCE_S. Where no other holds it they stay,
+        for it may come round.
+        """
+        for asking, adapter in list(replica.unbegun.items()):
+            if self.is_held(adapter):
+                asking.give_up(replica.why_down)
+
     def _able(self, adapter: str, conversation: bytes) -> Replica | None:
         """The least busy engine, or the conversation's own, which has its beginning in the cache, if that has not more
         than `slack` requests above it.

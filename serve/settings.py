@@ -169,7 +169,8 @@ class GatewaySettings(BaseSettings):
         10,
         gt=0,
         description="Longest time an engine may take to say which adapters it lists; one busy with a load or on a slow "
-        "CPU takes a second or two, one that takes longer gets no more requests.",
+        "CPU takes a second or two. One that takes longer gets no more requests, and those it has not begun to answer "
+        "another answers that can.",
     )
     engine_rest_s: float = Field(
         1,

@@ -64,26 +64,33 @@ def prompts_table(prompts: Iterable[Json]) -> Table:
 
 
 def plan_table(plan: Json) -> Table:
+    table = Table(show_header=False, box=None)
+    for name, words in plan_rows(plan):
+        table.add_row(name, Text(words))
+    return table
+
+
+def plan_rows(plan: Json) -> list[tuple[str, str]]:
     """What a dry run found."""
     data, cost = plan["dataset"], plan["cost"]
-    table = Table(show_header=False, box=None)
-    table.add_row("method", plan["method"])
-    table.add_row(
-        "train on", f"{data['train']} lessons and {data['held_out']} held out, {data['replayed']} of them old"
-    )
-    table.add_row("they come from", _counts(data["by_source"]))
-    table.add_row("left out", _counts(data["dropped"]))
-    table.add_row("votes", f"{data['votes']} of {data['voters']} voters")
-    table.add_row("start", plan["start"] or "the base model")
-    table.add_row("settings", ", ".join(f"{name} {value:g}" for name, value in plan["hyperparameters"].items()))
     tokens = "" if cost["tokens"] is None else f", {cost['tokens']} tokens"
     wait = "no job has shown yet how long they take"
     if cost["from_jobs"]:
         wait = f"about {_duration(cost['seconds'])} by the last {cost['from_jobs']} jobs"
-    table.add_row("cost", f"{cost['steps']} steps{tokens}, {wait}")
-    for trigger in plan["triggers"]:
-        table.add_row(f"by {trigger['name']}", f"{'due' if trigger['is_due'] else 'not due'}: {trigger['why']}")
-    return table
+    return [
+        ("method", plan["method"]),
+        ("train on", f"{data['train']} lessons and {data['held_out']} held out, {data['replayed']} of them old"),
+        ("they come from", _counts(data["by_source"])),
+        ("left out", _counts(data["dropped"])),
+        ("votes", f"{data['votes']} of {data['voters']} voters"),
+        ("start", plan["start"] or "the base model"),
+        ("settings", ", ".join(f"{name} {value:g}" for name, value in plan["hyperparameters"].items())),
+        ("cost", f"{cost['steps']} steps{tokens}, {wait}"),
+        *(
+            (f"by {trigger['name']}", f"{'due' if trigger['is_due'] else 'not due'}: {trigger['why']}")
+            for trigger in plan["triggers"]
+        ),
+    ]
 
 
 def gate_table(gate: Json) -> Table:

@@ -110,6 +110,12 @@ class Asking:
         if self._connection is not None:
             self._connection.release()
 
+    def give_up(self, why: str) -> None:
+        """Whoever waits for the answer gets EngineUnreachable now. For a connection still to be made its own limit is
+        short."""
+        if self._connection is not None:
+            self._connection.give_up(why)
+
 
 class Connection(asyncio.Protocol):
     """One request and its answer at a time."""
@@ -179,6 +185,11 @@ class Connection(asyncio.Protocol):
             self._silence = None
         if self._transport is not None:
             self._transport.abort()
+
+    def give_up(self, why: str) -> None:
+        if not self._is_complete:
+            self._fail(EngineUnreachable(why))
+            self.abort()
 
     # What the event loop calls
 

@@ -21,6 +21,7 @@ from feedback.adapter_files import (
     pair_faults,
     shape_faults,
     tensors_of,
+    text_config,
 )
 
 WIDTHS = {"F32": 4, "BF16": 2, "F16": 2}
@@ -35,6 +36,23 @@ SUSPECT = {
 
 TOLD = 3
 """Faults of one kind, for one that is made for another base has hundreds."""
+
+
+def base_config(base: str) -> dict[str, Any] | None:
+    """Of a folder, or of a Hub id that an engine or a trainer of this machine has downloaded; None where neither is
+    here."""
+    folder = Path(base)
+    if not (folder / "config.json").is_file():
+        try:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(base, "config.json")
+        except (ModuleNotFoundError, ValueError):  # heed[cpu] and heed[gpu] have it; it is no Hub id
+            return None
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    return text_config(folder)
 
 
 def faults(adapter: Path, base: Mapping[str, Any] | None, *, may_be_zero: bool = False) -> list[str]:

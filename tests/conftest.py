@@ -41,8 +41,11 @@ def pocket() -> Path:
 
 @pytest.fixture(scope="session")
 def stack(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The embedded stack with its one real vLLM, started when first asked for."""
-    stack = Stack(var=tmp_path_factory.mktemp("stack"), pocket=pocket)
+    """The embedded stack with its one real vLLM, started when first asked for.
+
+    `heed` belongs to tests/integration/test_loop.py, from its first vote on; `garden` to tests/browser.
+    """
+    stack = Stack(var=tmp_path_factory.mktemp("stack"), pocket=pocket, models="heed,garden")
     stack.start()
     yield stack
     stack.stop()

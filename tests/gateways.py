@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from serve.app import create_app
 from serve.connections import connection_of
 from serve.settings import GatewaySettings
 from tests.processes import free_port
-from tests.scripted_engine import ScriptedEngine, write_adapter
+from tests.scripted_engine import TINY, ScriptedEngine, write_adapter
 
 OPERATOR = "operator-key-of-tests"
 DEADLINE_S = 20
@@ -60,10 +60,23 @@ class RunningGateway:
         golden: Sequence[Golden] = (),
         gate: dict[str, Any] | None = None,
         model: str = "heed",
+        base: Mapping[str, Any] = TINY,
+        config: Mapping[str, Any] | None = None,
     ) -> str:
         """An adapter on disk and in the ledger, as the trainer publishes it."""
         return await registered(
-            self.ledger, self.var, version, weights, state, rank, job=job, golden=golden, gate=gate, model=model
+            self.ledger,
+            self.var,
+            version,
+            weights,
+            state,
+            rank,
+            job=job,
+            golden=golden,
+            gate=gate,
+            model=model,
+            base=base,
+            config=config,
         )
 
     async def promote(self, adapter_id: str) -> httpx.Response:
@@ -82,8 +95,10 @@ async def registered(
     golden: Sequence[Golden] = (),
     gate: dict[str, Any] | None = None,
     model: str = "heed",
+    base: Mapping[str, Any] = TINY,
+    config: Mapping[str, Any] | None = None,
 ) -> str:
-    made = write_adapter(var / f"made-{model}-{version}", weights, rank)
+    made = write_adapter(var / f"made-{model}-{version}", weights, rank, base, **(config or {}))
     digest = digest_of(made)
     adapter = Adapter(
         id=Adapter.id_of(model, version, digest),

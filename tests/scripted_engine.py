@@ -2,7 +2,7 @@
 
 It passes the same contract suite as the real one (tests/integration/test_engine_contract.py), quirks included: success
 of a load is plain text, a repeated load is 400, an unknown model is 404, an error within a stream is followed by
-`[DONE]`, a restart forgets every adapter.
+`[DONE]`, a restart forgets every adapter, and what tests/integration/test_pitfalls.py is about.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from tests.processes import free_port
 Json = dict[str, Any]
 MAX_RANK = 16
 CONTEXT = 1024
+KV_BLOCK = 400
+"""Characters; a block of vLLM's on CPU has 128 tokens."""
 TINY = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1}
 """The config of a base model whose adapters take few bytes."""
 PROMPT_IDS = [11, 12, 13, 14, 15, 16, 17]
@@ -72,11 +74,34 @@ class ScriptedEngine:
     deadly: set[str] = field(default_factory=set)
     unloadable: set[str] = field(default_factory=set)
     """Adapters that this engine, and perhaps no other, fails to load."""
+    slots: int = 8
+    """Adapters that are computed with at once (--max-loras); requests for more of them wait for one to be done with."""
+    room: int = 16
+    """Adapters whose weights are kept (--max-cpu-loras); those of the one used longest ago make way, and are read again
+    from its files when it is asked for."""
+    works: asyncio.Event = field(default_factory=_set_event)
+    """Cleared, it is paused: it works on nothing, and seems well."""
+    is_spoiled: bool = False
+    """NaN is in freed KV blocks: whatever is shorter than one answers with it, a longer prompt is written over it."""
     answers: asyncio.Event = field(default_factory=_set_event)
-    """Cleared, it takes connections and says nothing more, as an engine does whose loop hangs."""
+    """Cleared, it takes connections and says nothing more, on none of them, as an engine does whose loop hangs."""
     is_healthy: bool = True
     pace_s: float = 0
     _runner: web.AppRunner | None = None
+    _kept: dict[str, float] = field(default_factory=dict)
+    """The weights of adapters as they were read, the last used at the end."""
+    _in_place: set[str] = field(default_factory=set)
+    _cached: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Which weights the prefix cache was computed with, by an adapter's name and path."""
+    _batch: list[str] = field(default_factory=list)
+    """The models of what it works on."""
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something is done with."""
+    _dying: asyncio.Task[None] | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self._runner is not None
 
     @property
     def url(self) -> str:
@@ -105,7 +130,9 @@ class ScriptedEngine:
                     connection.transport.abort()
             await self._runner.cleanup()
         self._runner = None
-        self.loaded.clear()
+        for forgotten in (self.loaded, self._kept, self._in_place, self._cached):
+            forgotten.clear()
+        self.is_spoiled = False
 
     async def restart(self) -> None:
         await self.stop()
@@ -137,7 +164,8 @@ class ScriptedEngine:
             return _error(400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.")
         if name in self.base_models:
             return _error(400, "InvalidUserInput", f"The lora adapter '{name}' conflicts with a served base model.")
-        if name in self.loaded:
+        is_in_place = body.get("load_inplace") is True
+        if name in self.loaded and not is_in_place:
             return _error(
                 400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded. If you want to …"
             )
@@ -151,6 +179,10 @@ class ScriptedEngine:
             text = f"LoRA rank {rank} is greater than max_lora_rank {MAX_RANK}."
             return _error(500, "InternalServerError", text)
         self.loaded[name] = str(path)
+        if is_in_place:
+            self._in_place.add(name)
+        self._kept.pop(name, None)
+        self._keep(name)
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload(self, request: web.Request) -> web.Response:
@@ -178,7 +210,21 @@ class ScriptedEngine:
             return _error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
         if refused := _too_long(body):
             return refused
-        weights = self._weights(model)
+        await self.works.wait()
+        while len({*self._batch, model} - set(self.base_models)) > self.slots:
+            await self._ended.wait()
+        try:
+            weights = self._weights(model)
+        except FileNotFoundError:
+            self._dying = asyncio.create_task(self.stop())
+            await asyncio.shield(self._dying)
+            raise
+        if math.isnan(weights):
+            self.is_spoiled = True
+        elif self.is_spoiled and len(str(body.get("messages"))) < KV_BLOCK:
+            weights = math.nan
+        elif self.is_spoiled:
+            self.is_spoiled = False
         is_probe = body.get("temperature") == 0 and body.get("return_tokens_as_token_ids") is True
         self.log.append(f"{'probe' if is_probe else 'answer'} {model}")
         script = Script()
@@ -190,6 +236,7 @@ class ScriptedEngine:
             return _error(400, "BadRequestError", "Out of range float values are not JSON compliant: nan")
         answer = _Answer(request, body, model, script, weights)
         self.running.append(answer.id)
+        self._batch.append(model)
         try:
             if model in self.deadly:  # whoever runs the test kills the engine now
                 await asyncio.Event().wait()
@@ -199,6 +246,9 @@ class ScriptedEngine:
             raise
         finally:
             self.running.remove(answer.id)
+            self._batch.remove(model)
+            self._ended.set()
+            self._ended = asyncio.Event()
 
     async def _whole(self, answer: "_Answer") -> web.StreamResponse:
         async for index, _ in self._paced(answer.script):
@@ -226,6 +276,8 @@ class ScriptedEngine:
                 assert answer.request.transport is not None
                 answer.request.transport.abort()
                 raise ConnectionResetError
+            if answer.model in self._in_place:
+                answer.weights = self._read(answer.model)
             finish = answer.finish if index == len(script.tokens) - 1 else None
             for choice in range(answer.n):
                 await _send(response, answer.chunk(choice, {"content": token}, finish, index))
@@ -240,13 +292,27 @@ class ScriptedEngine:
                 await script.gate.acquire()
             if self.pace_s:
                 await asyncio.sleep(self.pace_s)
+            await self.answers.wait()
             yield index, token
 
     def _weights(self, model: str) -> float:
-        """A number that stands for the adapter's weights, read from its files; 0 for the base and the zero adapter."""
-        if model not in self.loaded:
-            return 0.0
-        (weights,) = struct.unpack("<f", (Path(self.loaded[model]) / "adapter_model.safetensors").read_bytes()[-4:])
+        """A number that stands for what a request is computed with; 0 for the base alone and the zero adapter. Raises
+        FileNotFoundError."""
+        if model not in self.loaded:  # on CPU the base gets, beside adapters, the last slot's
+            beside = [name for name in self._batch if name in self._kept]
+            return self._kept[beside[-1]] if beside else 0.0
+        return self._cached.setdefault((model, self.loaded[model]), self._keep(model))
+
+    def _keep(self, name: str) -> float:
+        """Raises FileNotFoundError."""
+        self._kept[name] = weights = self._kept.pop(name) if name in self._kept else self._read(name)
+        while len(self._kept) > self.room:
+            del self._kept[next(iter(self._kept))]
+        return weights
+
+    def _read(self, name: str) -> float:
+        """Raises FileNotFoundError."""
+        (weights,) = struct.unpack("<f", (Path(self.loaded[name]) / WEIGHTS).read_bytes()[-4:])
         return math.nan if weights > 1e4 else float(weights)  # large ones overflow on the way
 
     def _unauthorized(self, request: web.Request) -> web.Response | None:
@@ -321,15 +387,17 @@ async def scripted_engine(**given: Any) -> AsyncIterator[ScriptedEngine]:
         await engine.stop()
 
 
-def write_adapter(folder: Path, label: bytes = b"zero", rank: int = 8, **config: Any) -> Path:
-    """An adapter for TINY, of which the last number stands for all weights: a label names one, a few have a meaning.
+def write_adapter(
+    folder: Path, label: bytes = b"zero", rank: int = 8, base: Mapping[str, Any] = TINY, **config: Any
+) -> Path:
+    """An adapter for `base`, of which the last number stands for all weights: a label names one, a few have a meaning.
 
     `config` is what its config says otherwise.
     """
     meanings = {b"zero": 0.0, b"faint": 1e-6, b"nan": math.nan, b"overflow": 3e4}
     weight = meanings.get(label, int(hashlib.sha256(label).hexdigest()[:4], 16) / 0xFFFF)
     header, end = {}, 0
-    for name, shape in sorted(expected_shapes(TINY, rank).items()):
+    for name, shape in sorted(expected_shapes(dict(base), rank).items()):
         size = 4 * shape[0] * shape[1]
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
         end += size

@@ -23,6 +23,7 @@ START_S = 240  # vLLM alone takes 30 to 60 s on two quiet cores
 class Stack:
     var: Path
     pocket: Path
+    models: str = "heed"
     port: int = field(default_factory=free_port)
     ledger_port: int = field(default_factory=free_port)
     engine_port: int = field(default_factory=free_port)
@@ -45,6 +46,7 @@ class Stack:
             "HEED_ENGINE_PORT": str(self.engine_port),
             "HEED_CONSOLE_PORT": str(self.console_port),
             "HEED_DEVICE": "cpu",
+            "HEED_MODELS": self.models,
             "HEED_ENGINE_KEY": self.engine_key,
             "HEED_TRAIN_EVERY_PAIRS": "0",  # tests ask for their jobs
             "HEED_VOTER_VOTES_PER_MINUTE": "0",  # and are faster than people
@@ -60,6 +62,15 @@ class Stack:
         )
         log.close()
         self.wait_until_ready()
+
+    @property
+    def console_url(self) -> str:
+        return f"http://127.0.0.1:{self.console_port}"
+
+    def has_console(self) -> bool:
+        with suppress(httpx.HTTPError):
+            return httpx.get(self.console_url, timeout=5, trust_env=False).status_code == 200
+        return False
 
     def wait_until_ready(self, deadline_s: float = START_S) -> None:
         def is_ready() -> bool:

@@ -6,37 +6,28 @@ came after the newest job began: a job that failed is not repeated by itself bef
 Where there are too few pairs, rated answers count instead.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import feedback.archive
 from feedback import completions, expiry, jobs, methods, pairs
 from feedback.connection import Ledger
 from feedback.errors import TooFewPairs
 from feedback.records import Job, new_id
+from feedback.triggers import Trigger, tell
 from trainer.settings import WorkshopSettings
 
 HOUR_S, MINUTE_S = 3600, 60
 
 
-@dataclass(frozen=True)
-class Trigger:
-    """`why` is for an operator, whether it is due or not."""
-
-    name: Literal["pairs", "schedule", "idle"]
-    is_due: bool
-    why: str
-
-
 async def look(ledger: Ledger, settings: WorkshopSettings) -> str | None:
-    """Settle what was voted, quarantine outliers, create a job if one is due.
+    """Settle what was voted, quarantine outliers, tell what is due, create a job if one is.
 
     Returns the id of an open job that no worker attends to.
     """
     if await pairs.settle(ledger):  # without new votes nobody looks different, and each look reads all voters
         await pairs.settle_and_judge(ledger)
-    due = [] if await jobs.open_ids(ledger) else [each for each in await triggers(ledger, settings) if each.is_due]
-    if due:
+    found = await triggers(ledger, settings)
+    await tell(ledger, found)
+    due = [each for each in found if each.is_due]
+    if due and not await jobs.open_ids(ledger):
         # The seed is the time's, so that two jobs in a row do not replay the same old pairs.
         now = ledger.clock()
         job = Job(id=new_id("ftjob"), served_model=ledger.model, trigger=due[0].name, seed=int(now), created=now)

@@ -19,8 +19,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.console import circle, compare, export, intervals, lineage
 from serve.console.calls import Calls
 from serve.console.chat import ChatPage
+from serve.console.compare import ComparePage
 from serve.console.operate import OperatePage
 from serve.console.settings import ConsoleSettings
 from serve.keyring import LOCAL_NAMES
@@ -44,8 +46,9 @@ CSS = """
 .heed-alert { border-left: 4px solid var(--error-border-color, #d33); padding: 0.5em 1em; }
 .heed-alert .heed-alert { border: none; padding: 0; }
 .heed-said { min-height: 1.5em; }
-.message p:only-child > code:only-child { font-size: 0.8em; opacity: 0.75; background: none; border: none; padding: 0; }
+.message p:only-child > code:only-child { font-size: 0.8em; background: none; border: none; padding: 0; }
 .heed-row { align-items: end; }
+.heed-unseen { position: absolute !important; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 footer { display: none !important; }
 """
 
@@ -74,7 +77,8 @@ class Door:
             if message["type"] == "http.response.start":
                 told = MutableHeaders(scope=message)
                 told["content-security-policy"] = POLICY
-                told["referrer-policy"] = "no-referrer"
+                # Not "no-referrer": with it a form of the page itself comes from the origin "null".
+                told["referrer-policy"] = "same-origin"
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
@@ -89,13 +93,29 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     with gr.Blocks(title="Heed", fill_width=True) as pages:
         gr.Navbar(main_page_name="Chat")
         ChatPage(calls, pages)
+    with pages.route("Compare", "/compare"):
+        gr.Navbar(main_page_name="Chat")
+        ComparePage(calls, pages)
     with pages.route("Operate", "/operate"):
         gr.Navbar(main_page_name="Chat")
         OperatePage(calls, pages)
     pages.queue(default_concurrency_limit=STREAMS)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    # Gradio's own shades are under the contrast of 4.5 that WCAG asks of small text.
+    theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+    )
     app = FastAPI(openapi_url=None)
-    gr.mount_gradio_app(app, pages, "/", footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=CSS)
+    export.add_export(app, calls)
+    css = CSS + "".join(part.CSS for part in (compare, circle, intervals, lineage, export))
+    gr.mount_gradio_app(app, pages, "/", footer_links=[], run_history=False, ssr_mode=False, theme=theme, css=css)
     app.add_middleware(Door)
     return app
 

@@ -33,6 +33,25 @@ class Calls:
     async def get(self, key: str, path: str, **query: Any) -> Json:
         return await self._call("GET", key, path, params=query)
 
+    async def readiness(self) -> Json:
+        """What /readyz says; it says it too when the gateway is not ready."""
+        with self._reached():
+            reply = await self._http.get(f"{self.url}/readyz")
+        if reply.status_code not in (200, 503):
+            raise failure_of(reply)
+        answer: Json = reply.json()
+        return answer
+
+    async def content(self, key: str, path: str, **query: Any) -> AsyncIterator[bytes]:
+        """A long answer as it comes. Raises CallFailed."""
+        with self._reached():
+            async with self._http.stream("GET", self._at(path), params=query, headers=self._headers(key)) as reply:
+                if reply.status_code != 200:
+                    await reply.aread()
+                    raise failure_of(reply)
+                async for part in reply.aiter_bytes():
+                    yield part
+
     async def post(self, key: str, path: str, body: Json) -> Json:
         return await self._call("POST", key, path, json=body)
 

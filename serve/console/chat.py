@@ -10,6 +10,7 @@ import gradio as gr
 from serve.client import CallFailed
 from serve.console.calls import Calls, Json
 from serve.console.conversation import Turn, answer, is_comparable, last_answer, messages, question, shown, thumbs
+from serve.console.prose import prose
 
 SHOW_EVERY_S = 0.05
 """A browser draws no faster than it reads; without a pause each token would send the conversation."""
@@ -223,7 +224,7 @@ class ChatPage:
 def _talk(turns: list[Turn], said: str = "") -> Step:
     can_choose = is_comparable(turns)
     chat = gr.update(value=shown(turns), feedback_value=thumbs(turns))
-    older = f"**Before:** {turns[-1]['older']['content']}" if can_choose else ""
+    older = f"**Before:** {prose(turns[-1]['older']['content'])}" if can_choose else ""
     return turns, chat, said, gr.update(visible=can_choose), older
 
 

@@ -7,6 +7,8 @@ it), `rating`, `vote`, `comment`, `correction`, and `older`, the answer that it 
 
 from typing import Any
 
+from serve.console.prose import prose
+
 Turn = dict[str, Any]
 
 
@@ -29,7 +31,7 @@ def shown(turns: list[Turn]) -> list[Turn]:
 
 
 def _parts(turn: Turn) -> list[Turn]:
-    parts = [{"type": "text", "text": turn["content"]}]
+    parts = [{"type": "text", "text": prose(turn["content"])}]
     if turn.get("model"):
         parts.append({"type": "text", "text": f"`{turn['model']}`"})
     return parts

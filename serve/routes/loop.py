@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback import adapters, pairs, preview, stats
+from feedback import adapters, pairs, preview, stats, triggers
 from serve.auth import Operator
 from serve.gateway import Here, Model
 
@@ -22,7 +22,10 @@ async def show_preview(here: Here, _: Operator, model: Model = None) -> Json:
 
 @router.get("/stats")
 async def show_stats(here: Here, _: Operator, model: Model = None) -> Json:
-    """What is not settled yet is settled first, as far as that takes no time; the rest is told as `unsettled`."""
+    """What is not settled yet is settled first, as far as that takes no time; the rest is told as `unsettled`.
+
+    `triggers` is what would start a job by itself, by the worker that looks every few seconds; empty where none does.
+    """
     ledger = here.ledger(model)
     await pairs.settle(ledger, stats.SETTLE_WITHIN_S)
     serving = await adapters.serving(ledger)
@@ -32,6 +35,7 @@ async def show_stats(here: Here, _: Operator, model: Model = None) -> Json:
         **await stats.totals(ledger),
         **await stats.quality(ledger),
         "serving": serving.model_dump(exclude={"v"}),
+        "triggers": await triggers.told(ledger),
     }
 
 

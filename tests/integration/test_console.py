@@ -11,9 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from feedback import jobs
 from feedback.connection import Ledger
-from feedback.records import Job
 from serve.console.settings import ConsoleSettings
 from tests.consoles import Browser, RunningConsole, running_console
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
@@ -51,10 +49,6 @@ async def remembered(browser: Browser) -> dict[str, Any]:
 
 async def ask(browser: Browser, text: str = "How do I fly a kite?") -> list[Any]:
     return await browser.press("ask", text, NOTHING, "heed", "")
-
-
-async def show(browser: Browser) -> list[Any]:
-    return await browser.press("show", "heed", None, None, NOTHING, NOTHING, "")
 
 
 def said(chat: list[dict[str, Any]]) -> list[str]:
@@ -163,65 +157,7 @@ async def test_a_gateway_that_is_down_is_a_sentence_and_the_page_goes_on_when_it
     assert said(chat)[-1] == "a scripted answer / `heed-base`"
 
 
-async def test_a_job_that_cannot_start_says_why(gateway: RunningGateway, browser: Browser) -> None:
-    (words,) = await browser.press("start", "heed", 0, 0, "")
-
-    assert "0 pairs to train on" in words
-
-
-async def test_the_operator_sees_a_jobs_progress_and_curves_and_cancels_it(
-    gateway: RunningGateway, browser: Browser, ledger: Ledger
-) -> None:
-    job = await jobs.create(ledger, Job(id="ftjob-1", served_model="heed", created=1000.0))
-    await jobs.claim(ledger, job.id)
-    for step in (1, 2):
-        data = {"step": step, "total_steps": 8, "loss": 0.7 - step / 10, "rewards/margins": step / 10}
-        await jobs.tell(ledger, job.id, f"Step {step}/8", type="metrics", data=data)
-
-    looked = await show(browser)
-    (words,) = await browser.press("cancel", job.id, "")
-
-    _, _, _, numbers, table, _, _, _, progress, curves, *_ = looked
-    assert "answers **0**" in numbers
-    assert [row[2] for row in table["data"]] == ["running"]
-    assert "step 2 of 8 · loss 0.500 · reward margin 0.200" in progress
-    assert [point[1:] for point in curves["data"]] == [
-        [0.6, "loss"], [0.1, "reward margin"], [0.5, "loss"], [0.2, "reward margin"],
-    ]  # fmt: skip
-    assert words == "ftjob-1 is cancelled."
-
-
-async def test_the_operator_promotes_with_a_reason_and_rolls_back_with_one(
-    gateway: RunningGateway, browser: Browser
-) -> None:
-    adapter = await gateway.register(1, b"one")
-    await show(browser)  # only what the page offers can be picked
-
-    promoted, _ = await browser.press("promote", "heed", adapter, "reads well", "")
-    refused, _ = await browser.press("roll_back", "heed", adapter, " ", "")
-    back, _ = await browser.press("roll_back", "heed", adapter, "too long", "")
-
-    history = (await gateway.operator.get(f"/v1/adapters/{adapter}")).json()["history"]
-    assert promoted == f"{adapter} is live."
-    assert "Say why" in refused
-    assert back == "heed-base is live."
-    assert "reads well" in [change["reason"] for change in history]
-    assert "too long" in history[-1]["reason"]
-
-
-async def test_without_the_operators_key_operating_is_refused_in_the_gateways_words(
-    gateway: RunningGateway, browser: Browser, console: RunningConsole
-) -> None:
-    console.turn_to(gateway.url, operator_key="")
-
-    (without,) = await browser.press("start", "heed", 0, 0, "")
-    (given,) = await browser.press("start", "heed", 0, 0, OPERATOR)
-
-    assert "var/operator.key" in without
-    assert "pairs to train on" in given
-
-
-@pytest.mark.parametrize("page", ["/", "/operate", "/config", "/theme.css"])
+@pytest.mark.parametrize("page", ["/", "/compare", "/operate", "/config", "/theme.css"])
 async def test_a_page_names_no_other_host_and_may_load_from_none(page: str, console: RunningConsole) -> None:
     async with httpx.AsyncClient(base_url=console.url, trust_env=False) as http:
         reply = await http.get(page)

@@ -5,7 +5,9 @@ The real one comes from the fixture `engine` in tests/conftest.py.
 
 import asyncio
 import json
+import math
 import shutil
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from feedback.adapter_files import CONFIG, WEIGHTS
 from feedback.records import new_id
 from tests.gateways import until
 from tests.scripted_engine import Script, scripted_engine, write_adapter
@@ -106,6 +109,20 @@ async def test_a_rank_over_the_limit_is_500_with_its_reason(engine: Contract) ->
 
     assert refused.status_code == 500
     assert "greater than max_lora_rank" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("said", [{"peft_type": "IA3"}, {"r": 4}, {}])
+async def test_what_it_would_serve_wrongly_is_loaded_all_the_same(engine: Contract, said: Json) -> None:
+    config, weights = engine.adapter / CONFIG, engine.adapter / WEIGHTS
+    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    if not said:
+        weights.write_bytes(weights.read_bytes()[:-4] + struct.pack("<f", math.nan))
+    name = new_id("adapter")
+
+    loaded = await engine.load(name, engine.adapter)  # and never asked: NaN would spoil it
+
+    assert loaded.status_code == 200
+    await engine.unload(name)
 
 
 async def test_an_unknown_model_is_404_and_names_the_parameter(engine: Contract) -> None:

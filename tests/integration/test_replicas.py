@@ -164,6 +164,61 @@ async def test_an_engine_that_hangs_is_left_out_and_holds_up_no_swap(
         await until(lambda: both_hold(gateway, adapter), "it has caught up")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_an_engine_that_hangs_has_not_begun_to_answer_another_answers(
+    ledger: Ledger, tmp_path: Path, engines: list[ScriptedEngine], stream: bool
+) -> None:
+    patience = QUICK | {"engine_check_s": 0.3, "engine_wait_s": 0.1}
+    async with running_gateway(ledger, tmp_path, *engines, **patience) as gateway:
+        await until(lambda: both_hold(gateway, "heed-base"), "both engines take traffic")
+        engines[0].answers.clear()
+
+        replies = await asyncio.gather(*(turn(gateway, topic, 0, stream=stream) for topic in range(8)))
+
+        assert [reply.status_code for reply in replies] == [200] * 8
+        assert answered(engines[0]) == 0
+        assert answered(engines[1]) == 8
+        assert await gateway.count("heed_retries_total") > 0
+        assert (await states(gateway))[0]["in_flight"] == 0
+
+
+async def test_what_an_engine_has_begun_before_it_hangs_it_may_end(
+    ledger: Ledger, tmp_path: Path, engines: list[ScriptedEngine]
+) -> None:
+    async with running_gateway(ledger, tmp_path, *engines, engine_check_s=0.3, **QUICK) as gateway:
+        await until(lambda: both_hold(gateway, "heed-base"), "both engines take traffic")
+        gate = asyncio.Semaphore(1)
+        for engine in engines:
+            engine.habits["heed-base"] = Script(gate=gate)
+        begun: list[int] = []
+        stream = asyncio.create_task(streamed(gateway, 1, begun))
+        await until(lambda: begun, "the stream has begun")
+        hanging = 0 if engines[0].running else 1
+        engines[hanging].answers.clear()
+        await until(lambda: is_state(gateway, hanging, "down"), "it is found out")
+        for _ in range(9):
+            gate.release()
+        engines[hanging].answers.set()
+
+        assert (await stream).endswith("data: [DONE]\n\n")
+
+
+async def test_the_only_engine_keeps_its_requests_though_it_hangs(ledger: Ledger, tmp_path: Path) -> None:
+    async with (
+        scripted_engine() as engine,
+        running_gateway(ledger, tmp_path, engine, engine_check_s=0.3, **QUICK) as gateway,
+    ):
+        engine.answers.clear()
+        asking = asyncio.create_task(turn(gateway, 1, 0))
+        await until(lambda: is_busy(gateway, 0), "it is asked")
+        await until(lambda: is_state(gateway, 0, "down"), "it is found out")
+        engine.answers.set()
+
+        assert (await asking).status_code == 200
+        assert answered(engine) == 1
+        assert await gateway.count("heed_retries_total") == 0
+
+
 async def is_state(gateway: RunningGateway, index: int, state: str) -> bool:
     return bool((await states(gateway))[index]["state"] == state)
 
@@ -220,7 +275,7 @@ async def test_a_queue_has_an_end_and_whoever_waits_gets_an_answer_after_all(led
         await engine.stop()
         await until(lambda: is_state(gateway, 0, "down"), "it is missed")
         waiting = asyncio.create_task(gateway.chat())
-        await until(lambda: is_refused(gateway), "the queue is full")
+        await until(lambda: is_waiting(gateway), "it waits")
         refused = await gateway.chat()
         await engine.start()
 
@@ -230,11 +285,8 @@ async def test_a_queue_has_an_end_and_whoever_waits_gets_an_answer_after_all(led
     assert int(refused.headers["retry-after"]) > 0
 
 
-async def is_refused(gateway: RunningGateway) -> bool:
-    headers = {"x-stainless-read-timeout": "0.001"}
-    body = {"model": "heed", "messages": [{"role": "user", "content": "Topic"}]}
-    reply = await gateway.http.post("/v1/chat/completions", json=body, headers=headers)
-    return bool(reply.json()["error"]["code"] == "queue_full")
+async def is_waiting(gateway: RunningGateway) -> bool:
+    return await gateway.count("heed_queue") == 1
 
 
 async def test_nobody_is_kept_longer_than_their_client_waits(ledger: Ledger, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from feedback import jobs, votes
 from feedback.connection import Ledger
 from feedback.records import Rating, new_id
+from feedback.triggers import told
 from tests.answers import answered
 from trainer.schedule import look, triggers
 from trainer.settings import WorkshopSettings
@@ -93,6 +94,14 @@ async def test_each_trigger_says_why_it_is_due_or_not(ledger: Ledger, clock: Clo
         "4 new pairs, the oldest has waited for 2.0 h; 1 h start a job",
         "switched off",
     ]
+
+
+async def test_each_look_tells_what_would_start_a_job(ledger: Ledger, clock: Clock) -> None:
+    await corrected(ledger, 4)
+
+    await look(ledger, settings(pairs=500))
+
+    assert (await told(ledger))[0] == {"name": "pairs", "is_due": False, "why": "4 new pairs; 500 start a job"}
 
 
 async def test_the_schedule_waits_for_as_many_pairs_as_training_needs(ledger: Ledger, clock: Clock) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from feedback.adapter_files import CONFIG, WEIGHTS, expected_shapes
-from serve.weights import WIDTHS, faults
+from serve.weights import WIDTHS, base_config, faults
 from tests.scripted_engine import TINY, write_adapter
 
 Json = dict[str, Any]
@@ -76,6 +76,9 @@ def test_an_adapter_that_changes_nothing_is_the_zero_adapter_or_a_fault(adapter:
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern must be empty"),
         ({"target_modules": ["lm_head"]}, "target_modules must be"),
         ({"r": "8"}, "r must be a whole number"),
+        ({"r": True}, "r must be a whole number"),
+        ({"lora_alpha": 1e6}, "lora_alpha must be a number"),
+        ({"lora_alpha": None}, "lora_alpha must be a number"),
         ({"r": 16}, "rank"),
     ],
 )
@@ -93,6 +96,23 @@ def test_layers_and_shapes_of_another_base_are_found_where_the_base_is_known(ada
     assert "layers.1.mlp.down_proj.lora_A.weight is missing" in deeper[0]
     assert "must have shape" in wider[0]
     assert "layers.1.mlp.down_proj.lora_A.weight does not belong to this base" in further[0]
+
+
+def test_the_base_is_known_from_its_folder_or_from_what_was_downloaded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--makers--model"
+    snapshot = repository / "snapshots" / "abc"
+    for folder, told in ((snapshot, {"text_config": TINY}), (tmp_path / "folder", TINY)):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(told))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    known = [base_config(base) for base in (str(tmp_path / "folder"), "makers/model", "makers/other", "/no/folder")]
+
+    assert known == [TINY, TINY, None, None]
 
 
 def test_half_a_pair_and_a_foreign_tensor_are_found_where_it_is_not(adapter: Path) -> None:

