@@ -57,6 +57,10 @@ gate:  ## what the gate lets out and what it keeps: a catalogue of real jobs (lo
 	@$(BIN)/python -m trainer pocket --seed 1 --out var/other
 	@$(BIN)/python -m tests.load.gate_catalogue
 
+docs:  ## build the site of docs/ into var/site; a dead link fails it
+	@$(INSTALL) --dev
+	@$(BIN)/python -m mkdocs build --strict
+
 screenshots:  ## pictures of the console's pages: writes docs/images/console-*.png (five minutes)
 	@$(BIN)/python -m trainer pocket --out var/pocket
 	@$(BIN)/python -m tests.browser.screenshots
@@ -78,4 +82,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate screenshots lock clean
+.PHONY: help install run test lint types bench faults swaps bench-train reproduce gate docs screenshots lock clean

@@ -2,9 +2,9 @@
 
 A clean ledger has: completions behind every opinion and every pair, opinions behind every pair, indexes that name
 only what exists, every archived completion in the row that its stub names and in no other place, a tally and counters
-of the report that a recount confirms, no pair in two open jobs, no lease that cannot run out, one adapter for each
-succeeded job, a live adapter that is on disk with the digest it was registered with, and at most one canary, which has
-counted each unit once. No restore of a back-up was broken off.
+of the report that a recount confirms, no pair in two open jobs, no lease that cannot run out, one adapter or reward
+model for each succeeded job, a live adapter that is on disk with the digest it was registered with, and at most one
+canary, which has counted each unit once. No restore of a back-up was broken off.
 """
 
 import asyncio
@@ -170,7 +170,7 @@ async def _jobs(ledger: Ledger) -> AsyncIterator[str]:
         lease_ms = await ledger.reply(ledger.redis.pttl(ledger.keys.job_lease(job_id)))
         if lease_ms == -1:
             yield f"the lease on {job_id} never runs out, so no heartbeat keeps it"
-        due = 0 if job.dry_run else 1
+        due = 0 if job.dry_run or job.reward_model else 1
         if job.status == "succeeded" and by_job[job_id] != due:
             yield f"{job_id} succeeded and has {by_job[job_id]} adapters instead of {due}"
         elif by_job[job_id] > 1:

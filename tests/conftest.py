@@ -1,4 +1,4 @@
-"""What tests share: one ledger server, one pocket model and one whole stack for the run."""
+"""What tests share: one ledger server, one console, one pocket model and one whole stack for the run."""
 
 import subprocess
 import sys
@@ -10,7 +10,10 @@ import pytest
 
 from feedback.connection import Ledger, open_ledger
 from feedback.settings import LedgerSettings
+from tests.consoles import RunningConsole, running_console
+from tests.gateways import OPERATOR, RunningGateway, running_gateway
 from tests.processes import ROOT, free_port, ledger_server
+from tests.scripted_engine import scripted_engine
 from tests.stack import Stack
 
 
@@ -28,6 +31,21 @@ async def ledger(ledger_url: str, tmp_path: Path) -> AsyncIterator[Ledger]:
     await ledger.redis.flushdb()
     yield ledger
     await ledger.close()
+
+
+@pytest.fixture(scope="session")
+def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole]:
+    """A console beside whatever gateway it is turned to."""
+    with running_console(tmp_path_factory.mktemp("console")) as console:
+        yield console
+
+
+@pytest.fixture
+async def gateway_of_console(ledger: Ledger, tmp_path: Path, console: RunningConsole) -> AsyncIterator[RunningGateway]:
+    """A gateway whose engine says what it is told to, with the console turned to it."""
+    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
+        console.turn_to(gateway.url, OPERATOR)
+        yield gateway
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 It passes the same contract suite as the real one (tests/integration/test_engine_contract.py), quirks included: success
 of a load is plain text, a repeated load is 400, an unknown model is 404, an error within a stream is followed by
-`[DONE]`, a restart forgets every adapter, and what tests/integration/test_pitfalls.py is about.
+`[DONE]`, a restart forgets every adapter, and what tests/integration/test_engine_pitfalls.py is about.
 """
 
 import asyncio

@@ -73,7 +73,7 @@ def write_reward_model(run: Run, trainer: Any) -> None:
         "base": run.base,
         "base_revision": manifest.describe_base(run.base).revision,
         "rows": run.fingerprint("reward")["rows"],
-        "hyperparameters": asdict(run.settings),
+        "hyperparameters": asdict(run.settings) | {"precision": run.precision},  # what auto came to
         "versions": manifest.versions(),
     }
     about = {manifest.REWARD: json.dumps(made_from, indent=2, sort_keys=True).encode() + b"\n"}

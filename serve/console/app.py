@@ -25,6 +25,7 @@ from serve.console.chat import ChatPage
 from serve.console.compare import ComparePage
 from serve.console.operate import OperatePage
 from serve.console.settings import ConsoleSettings
+from serve.console.votes import VotesPage
 from serve.keyring import LOCAL_NAMES
 
 POLICY = "; ".join(
@@ -93,6 +94,9 @@ def create_app(settings: ConsoleSettings) -> FastAPI:
     with gr.Blocks(title="Heed", fill_width=True) as pages:
         gr.Navbar(main_page_name="Chat")
         ChatPage(calls, pages)
+    with pages.route("Your votes", "/votes"):
+        gr.Navbar(main_page_name="Chat")
+        VotesPage(calls, pages)
     with pages.route("Compare", "/compare"):
         gr.Navbar(main_page_name="Chat")
         ComparePage(calls, pages)

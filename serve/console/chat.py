@@ -9,7 +9,17 @@ import gradio as gr
 
 from serve.client import CallFailed
 from serve.console.calls import Calls, Json
-from serve.console.conversation import Turn, answer, is_comparable, last_answer, messages, question, shown, thumbs
+from serve.console.conversation import (
+    Turn,
+    answer,
+    is_comparable,
+    last_answer,
+    messages,
+    question,
+    shown,
+    thumbs,
+    with_vote,
+)
 from serve.console.prose import prose
 
 SHOW_EVERY_S = 0.05
@@ -24,7 +34,17 @@ FORMULAS = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 
+REASONS = ("correct", "clear", "wrong", "not what I asked", "too long", "too short", "unsafe")
+"""Of both thumbs. The gateway takes any words; these few are one touch on a phone."""
+
 Step = tuple[Any, ...]
+
+
+def browser_memory() -> gr.BrowserState:
+    """What this browser keeps of its visits, the same on every page."""
+    # The secret only keeps the browser's copy readable after a restart of the console; it guards nothing.
+    nothing = {"voter": "", "turns": [], "votes": []}
+    return gr.BrowserState(nothing, storage_key="heed-chat", secret="heed")
 
 
 class ChatPage:
@@ -33,16 +53,16 @@ class ChatPage:
     def __init__(self, calls: Calls, page: gr.Blocks) -> None:
         self._calls = calls
         turns = gr.State([])
-        # The secret only keeps the browser's copy readable after a restart of the console; it guards nothing.
-        memory = gr.BrowserState({"voter": "", "turns": []}, storage_key="heed-chat", secret="heed")
+        memory = browser_memory()
         unseen = {"api_visibility": "private", "show_progress": "hidden"}
         down = gr.Markdown(visible=False, elem_classes="heed-alert")
         with gr.Row(elem_classes="heed-row"):
-            model = gr.Dropdown(["heed"], value="heed", label="Model", scale=3)
-            key = gr.Textbox("", label="Key", type="password", visible=False, scale=2)
-            new = gr.Button("New conversation", scale=1, min_width=200)
+            model = gr.Dropdown(["heed"], value="heed", label="Model", scale=3, elem_id="heed-model")
+            key = gr.Textbox("", label="Key", type="password", visible=False, scale=2, elem_id="heed-key")
+            new = gr.Button("New conversation", scale=1, min_width=200, elem_id="heed-new")
         chatbot = gr.Chatbot(
             label="Conversation",
+            elem_id="heed-conversation",
             height="56vh",
             latex_delimiters=FORMULAS,
             sanitize_html=True,
@@ -53,22 +73,26 @@ class ChatPage:
         with gr.Column(visible=False) as choice:
             older = gr.Markdown(container=True, latex_delimiters=FORMULAS, sanitize_html=True)
             with gr.Row():
-                newer_wins = gr.Button("The new one is better")
-                older_wins = gr.Button("The old one was better")
+                newer_wins = gr.Button("The new one is better", elem_id="heed-newer-wins")
+                older_wins = gr.Button("The old one was better", elem_id="heed-older-wins")
         text = gr.Textbox(
             "",
             label="Your message",
+            elem_id="heed-message",
             placeholder="Enter sends, Shift-Enter is a new line",
             lines=1,
             max_lines=8,
             submit_btn=True,
             autofocus=True,
         )
-        said = gr.Markdown(elem_classes="heed-said")
+        said = gr.Markdown(elem_classes="heed-said", elem_id="heed-said")
         with gr.Accordion("Say more about the last answer", open=False):
-            comment = gr.Textbox("", label="Comment", max_length=20_000)
-            correction = gr.Textbox("", label="The answer you wanted", lines=3, max_length=20_000)
-            more = gr.Button("Send")
+            comment = gr.Textbox("", label="Comment", max_length=20_000, elem_id="heed-comment")
+            correction = gr.Textbox(
+                "", label="The answer you wanted", lines=3, max_length=20_000, elem_id="heed-correction"
+            )
+            reasons = gr.CheckboxGroup(list(REASONS), label="Reasons", elem_id="heed-reasons")
+            more = gr.Button("Send", elem_id="heed-send-more")
 
         talk = [turns, chatbot, said, choice, older]
         view = [memory, *talk]
@@ -82,7 +106,7 @@ class ChatPage:
         chatbot.like(self.judge, [turns, memory, key], view, api_name="judge", **noted)
         newer_wins.click(self.prefer_newer, [turns, memory, key], view, api_name="prefer_newer", **noted)
         older_wins.click(self.prefer_older, [turns, memory, key], view, api_name="prefer_older", **noted)
-        words = [comment, correction]
+        words = [comment, correction, reasons]
         more.click(self.say_more, [*words, turns, memory, key], [*words, *view], api_name="say_more", **noted)
         gr.on([new.click, chatbot.clear], self.forget, memory, view, **unseen)
         page.load(self.recall, memory, view, **unseen)
@@ -141,21 +165,26 @@ class ChatPage:
         index = thumb.index[0] if isinstance(thumb.index, (list, tuple)) else thumb.index
         rating = {True: "up", False: "down"}.get(thumb.liked)
         problem = await self._vote(turns[index], memory["voter"], key, rating=rating)
+        memory = _noted(memory, turns, index)
         return _view(memory, turns, problem or ("Noted, thank you." if rating else "Taken back."))
 
-    async def say_more(self, comment: str, correction: str, turns: list[Turn], memory: Json, key: str) -> Step:
+    async def say_more(
+        self, comment: str, correction: str, reasons: list[str], turns: list[Turn], memory: Json, key: str
+    ) -> Step:
+        given = comment, correction, reasons
         last = last_answer(turns)
         if not last:
-            return comment, correction, *_view(memory, turns, "There is no answer to say something about yet.")
-        if not (comment.strip() or correction.strip()):
-            return comment, correction, *_view(memory, turns, "Write a comment, or the answer you wanted.")
+            return *given, *_view(memory, turns, "There is no answer to say something about yet.")
+        if not (comment.strip() or correction.strip() or reasons):
+            return *given, *_view(memory, turns, "Write a comment or the answer you wanted, or pick a reason.")
         if not (rating := last["rating"] or ("down" if correction.strip() else None)):
-            say = "Give the answer a thumb first: a comment belongs to a vote."
-            return comment, correction, *_view(memory, turns, say)
-        words = {"comment": comment.strip() or None, "correction": correction.strip() or None}
+            say = "Give the answer a thumb first: a comment or a reason belongs to a vote."
+            return *given, *_view(memory, turns, say)
+        words = {"comment": comment.strip() or None, "correction": correction.strip() or None, "reasons": reasons}
         if problem := await self._vote(last, memory["voter"], key, rating=rating, **words):
-            return comment, correction, *_view(memory, turns, problem)
-        return "", "", *_view(memory, turns, "Noted, thank you.")
+            return *given, *_view(memory, turns, problem)
+        memory = _noted(memory, turns, len(turns) - 1)
+        return "", "", [], *_view(memory, turns, "Noted, thank you.")
 
     async def prefer_newer(self, turns: list[Turn], memory: Json, key: str) -> Step:
         return await self._prefer(turns, memory, key, is_newer=True)
@@ -172,16 +201,19 @@ class ChatPage:
         chosen, rejected = ({"completion_id": turn["id"]} for turn in (better, worse))
         body = {"chosen": chosen, "rejected": rejected, "voter": memory["voter"]}
         try:
-            await self._calls.post(key, "/preferences", body)
+            preference = await self._calls.post(key, "/preferences", body)
         except CallFailed as failed:
             return _view(memory, turns, str(failed))
+        memory = with_vote(memory, preference["id"], turns[:-1], "better of two")
         return _view(memory, [*turns[:-1], better | {"older": None}], "Noted, thank you.")
 
-    async def _vote(self, turn: Turn, voter: str, key: str, rating: str | None, **words: str | None) -> str:
+    async def _vote(self, turn: Turn, voter: str, key: str, rating: str | None, **words: Any) -> str:
         """Cast, change or take back; what went wrong, in words, and then the turn is as it was."""
         if not turn.get("id"):
             return "This answer was stopped before its end, so there is no vote on it."
-        words = {name: words.get(name) or turn.get(name) for name in ("comment", "correction")}
+        words = {name: words.get(name) or turn.get(name) for name in ("comment", "correction")} | {
+            "reasons": words.get("reasons") or turn.get("reasons") or []
+        }
         try:
             if rating:
                 body = {"completion_id": turn["id"], "rating": rating, "voter": voter, **words}
@@ -189,7 +221,7 @@ class ChatPage:
                 turn |= {"rating": rating, "vote": vote["id"], **words}
             elif turn["vote"]:
                 await self._calls.delete(key, f"/votes/{turn['vote']}")
-                turn |= {"rating": None, "vote": None, "comment": None, "correction": None}
+                turn |= {"rating": None, "vote": None, "comment": None, "correction": None, "reasons": []}
         except CallFailed as failed:
             return str(failed)
         return ""
@@ -226,6 +258,15 @@ def _talk(turns: list[Turn], said: str = "") -> Step:
     chat = gr.update(value=shown(turns), feedback_value=thumbs(turns))
     older = f"**Before:** {prose(turns[-1]['older']['content'])}" if can_choose else ""
     return turns, chat, said, gr.update(visible=can_choose), older
+
+
+def _noted(memory: Json, turns: list[Turn], index: int) -> Json:
+    """With the vote on that answer among this browser's; one taken back stays listed, for it may have taught."""
+    turn = turns[index]
+    if not turn.get("vote"):
+        return memory
+    said = f"{turn['rating']}, corrected" if turn.get("correction") else turn["rating"]
+    return with_vote(memory, turn["vote"], turns[:index], said)
 
 
 def _view(memory: Json, turns: list[Turn], said: str = "") -> Step:

@@ -11,6 +11,9 @@ from serve.console.prose import prose
 
 Turn = dict[str, Any]
 
+VOTES_KEPT = 50
+"""The newest of this browser's votes; each costs the page "Your votes" one request."""
+
 
 def question(text: str) -> Turn:
     return {"role": "user", "content": text}
@@ -51,3 +54,10 @@ def is_comparable(turns: list[Turn]) -> bool:
     """Whether the last answer was asked for again and both are in the ledger."""
     last = last_answer(turns)
     return bool(last and last["id"] and last.get("older") and last["older"]["id"])
+
+
+def with_vote(memory: dict[str, Any], vote: str, before: list[Turn], said: str) -> dict[str, Any]:
+    """The browser's memory with this vote in front; `before` are the turns that the answer was given to."""
+    about = before[-1]["content"][:80] if before else ""
+    others = [one for one in memory.get("votes", []) if one["id"] != vote]
+    return {**memory, "votes": [{"id": vote, "about": about, "said": said}, *others][:VOTES_KEPT]}

@@ -33,7 +33,7 @@ def tree(adapters: list[Json], serving: Json, versions: list[Json], base: str) -
         children.setdefault(parent, []).append(one)
     votes = {one["id"]: one for one in versions}
     drawing = _Drawing(children, _line_of(known, serving["live"]), serving, votes)
-    grown = drawing.line(base, f"{drawing.described(base, 'the model without an adapter', None)}")
+    grown = drawing.line(base, drawing.described(base, "the model without an adapter", None))
     return f'<div class="heed-tree"><ul tabindex="0" aria-label="Adapters, newest first">{grown}</ul></div>'
 
 

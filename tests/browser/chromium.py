@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, ProxySettings, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-NOWHERE = {"server": "http://127.0.0.1:9", "bypass": "127.0.0.1"}
+NOWHERE = ProxySettings(server="http://127.0.0.1:9", bypass="127.0.0.1")
 """A proxy that nobody listens at, for everything but loopback: no network, whatever the machine has."""
 
 MISSING = "there is no Chromium that runs here; `bash requirements/browser.sh` looks for one and fetches one"

@@ -2,17 +2,14 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from feedback.connection import Ledger
 from tests.browser.chromium import MISSING, find_chromium, running_chromium
 from tests.browser.page import STEP_MS, Trouble, opened
-from tests.consoles import RunningConsole, running_console
-from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.scripted_engine import scripted_engine
+from tests.consoles import RunningConsole
+from tests.gateways import RunningGateway
 
 expect.set_options(timeout=STEP_MS)
 
@@ -40,19 +37,9 @@ def trouble() -> Iterator[Trouble]:
     assert trouble.all == []
 
 
-@pytest.fixture(scope="session")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole]:
-    """A console beside whatever gateway it is turned to."""
-    with running_console(tmp_path_factory.mktemp("console")) as console:
-        yield console
-
-
 @pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, console: RunningConsole) -> AsyncIterator[RunningGateway]:
-    """A gateway whose engine says what it is told to, with the console turned to it."""
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        console.turn_to(gateway.url, OPERATOR)
-        yield gateway
+def gateway(gateway_of_console: RunningGateway) -> RunningGateway:
+    return gateway_of_console
 
 
 @pytest.fixture

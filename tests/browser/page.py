@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response, expect
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, Request, Response, expect
 
 LOCAL = ("127.0.0.1", "localhost")
-PAGES = {"/": "Your message", "/compare": "Compare", "/operate": "Served model"}
+PAGES = {"/": "Your message", "/votes": "Your votes, newest first", "/compare": "Compare", "/operate": "Served model"}
 """Each page, and the label of a control by which it is known to be there."""
 
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
@@ -41,7 +41,7 @@ class Trouble:
         page.on("requestfailed", self._failed)
         page.on("response", self._response)
         page.on("console", self._message)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", self._error)
 
     def _request(self, request: Request) -> None:
         address = urlsplit(request.url)
@@ -59,8 +59,12 @@ class Trouble:
         if response.status >= 400:
             self.failed.append(f"{response.url}: {response.status}")
 
+    def _error(self, error: Error) -> None:
+        if error.name != "AbortError":  # a stream again, that a reload has ended
+            self.errors.append(str(error))
+
     def _message(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.type == "error" and "AbortError" not in message.text:
             self.errors.append(f"{message.text} ({message.location})")
 
     @property

@@ -28,7 +28,8 @@ async def fill(page: Page, path: str, model: str) -> None:
     """What a visitor would see who has just used the page."""
     await page.goto(path)
     await expect(page.get_by_label(PAGES[path], exact=True).first).to_be_visible()
-    await pick(page, LISTS[path], model)
+    if path in LISTS:
+        await pick(page, LISTS[path], model)
     if path == "/":
         await ask(page, "How do I build a kite?")
         await page.get_by_role("button", name="Like", exact=True).click()
@@ -38,7 +39,7 @@ async def fill(page: Page, path: str, model: str) -> None:
         await page.get_by_label("Your prompt").fill("How do I bake a loaf of bread?")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Left is better")).to_be_enabled()
-    else:
+    elif path == "/operate":
         await expect(page.locator("#operate-tree")).to_contain_text(f"{model}-v1-")
         await expect(page.locator("#operate-tree .heed-live")).to_be_visible()
         await expect(page.locator("#operate-progress")).to_contain_text("succeeded")

@@ -21,9 +21,8 @@ from feedback.settings import LedgerSettings
 from feedback.snapshot import BackupFailed
 from tests.answers import answered
 from tests.archives import clean, old
-from tests.gateways import RunningGateway, registered, running_gateway
+from tests.gateways import RunningGateway, registered
 from tests.processes import ROOT, free_port, ledger_server
-from tests.scripted_engine import ScriptedEngine, scripted_engine
 
 WRITERS = 8
 
@@ -125,18 +124,6 @@ async def test_whatever_is_moved_tidied_and_erased_meanwhile_the_archive_of_a_ba
     assert manifest.missing == []
     for one in made[:200]:
         assert await completions.get(empty, one.id) == one
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 async def test_a_gateway_under_load_is_backed_up_by_the_command_and_restored_into_an_empty_var(

@@ -4,34 +4,25 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from feedback.connection import Ledger
 from serve.console.settings import ConsoleSettings
-from tests.consoles import Browser, RunningConsole, running_console
-from tests.gateways import OPERATOR, RunningGateway, running_gateway
+from tests.consoles import Browser, RunningConsole
+from tests.gateways import OPERATOR, RunningGateway
 from tests.processes import ROOT, free_port
-from tests.scripted_engine import Script, scripted_engine
+from tests.scripted_engine import Script
 
 NOTHING: Any = None  # a gr.State keeps its value in the console: a browser sends null for it
 
 
-@pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole]:
-    with running_console(tmp_path_factory.mktemp("console")) as console:
-        yield console
-
-
 @pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, console: RunningConsole) -> AsyncIterator[RunningGateway]:
-    async with scripted_engine() as engine, running_gateway(ledger, tmp_path, engine) as gateway:
-        console.turn_to(gateway.url, OPERATOR)
-        yield gateway
+def gateway(gateway_of_console: RunningGateway) -> RunningGateway:
+    return gateway_of_console
 
 
 @pytest.fixture
@@ -95,16 +86,41 @@ async def test_a_thumb_is_a_vote_that_can_be_changed_and_taken_back(gateway: Run
     assert votes == [[f"up by {memory['voter']}"], [f"down by {memory['voter']}"], []]
 
 
-async def test_a_correction_and_a_comment_belong_to_the_vote_on_the_last_answer(
+async def test_a_correction_a_comment_and_reasons_belong_to_the_vote_on_the_last_answer(
     gateway: RunningGateway, browser: Browser
 ) -> None:
     memory = await remembered(browser)
     await ask(browser)
 
-    await browser.press("say_more", "too vague", "Run into the wind.", NOTHING, memory, "")
+    await browser.press("say_more", "too vague", "Run into the wind.", ["too short"], NOTHING, memory, "")
 
     (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
     assert (vote["rating"], vote["comment"], vote["correction"]) == ("down", "too vague", "Run into the wind.")
+    assert vote["reasons"] == ["too short"]
+
+
+async def test_your_votes_says_what_became_of_each_also_in_a_new_conversation(
+    gateway: RunningGateway, browser: Browser, console: RunningConsole
+) -> None:
+    memory = await remembered(browser)
+    await ask(browser, "Why is <b>sky</b> blue?")
+    thumb = {"index": 1, "value": "a scripted answer", "liked": True}
+    memory, *_ = await browser.press("judge", NOTHING, memory, "", event=thumb)
+    memory = {**memory, "turns": []}  # what "New conversation" leaves
+
+    table, _, up = await browser.press("look_at_votes", memory, "")
+    (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
+    await gateway.http.delete(f"/v1/votes/{vote['id']}")
+    withdrawn, *_ = await browser.press("look_at_votes", memory, "")
+    console.turn_to(f"http://127.0.0.1:{free_port()}", OPERATOR)
+    *_, down = await browser.press("look_at_votes", memory, "")
+
+    ((about, rating, became),) = table["data"]
+    assert (about, rating) == ("Why is <b>sky</b> blue?", "up")
+    assert became.startswith(("waiting", "in no pair"))
+    assert "withdrawn" in withdrawn["data"][0][2]
+    assert up["visible"] is False
+    assert "does not answer" in down
 
 
 @pytest.mark.parametrize(("button", "stays"), [("prefer_newer", "newer"), ("prefer_older", "older")])
@@ -157,7 +173,7 @@ async def test_a_gateway_that_is_down_is_a_sentence_and_the_page_goes_on_when_it
     assert said(chat)[-1] == "a scripted answer / `heed-base`"
 
 
-@pytest.mark.parametrize("page", ["/", "/compare", "/operate", "/config", "/theme.css"])
+@pytest.mark.parametrize("page", ["/", "/votes", "/compare", "/operate", "/config", "/theme.css"])
 async def test_a_page_names_no_other_host_and_may_load_from_none(page: str, console: RunningConsole) -> None:
     async with httpx.AsyncClient(base_url=console.url, trust_env=False) as http:
         reply = await http.get(page)

@@ -10,23 +10,11 @@ import pytest
 
 from feedback.connection import Ledger
 from tests.gateways import RunningGateway, running_gateway, until
-from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
+from tests.scripted_engine import Script, ScriptedEngine
 from tests.wire import JSON, chat_body, head, line
 
 SOON: Any = {"head_timeout_s": 0.3, "body_silence_s": 0.3}
 MB = 2**20
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -20,18 +20,12 @@ from schemathesis.core.result import Ok
 
 from feedback.connection import Ledger
 from tests.gateways import OPERATOR, RunningGateway, running_gateway
-from tests.scripted_engine import ScriptedEngine, scripted_engine
+from tests.scripted_engine import ScriptedEngine
 
 EXAMPLES = int(os.environ.get("HEED_EXAMPLES", "4"))
 SEED = int(os.environ.get("HEED_SEED", "0"))
 NOT_WAITED_FOR: Any = {"promote_wait_s": 0.1, "dry_run_wait_s": 0.1, "engine_wait_s": 5}
 LONGEST_S = 30
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[ScriptedEngine]:
-    async with scripted_engine() as engine:
-        yield engine
 
 
 @pytest.fixture

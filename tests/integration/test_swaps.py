@@ -8,7 +8,8 @@ from feedback.check import violations
 from feedback.connection import Ledger
 from tests.fleet import gateway_process
 from tests.gateways import registered, until
-from tests.load.swaps import SWAPS, references, swap_under_load, unlike
+from tests.load.streams import references, unlike
+from tests.load.swaps import SWAPS, swap_under_load
 from tests.scripted_engine import Script, ScriptedEngine, scripted_engine
 
 TOKENS = 12

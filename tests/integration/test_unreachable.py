@@ -78,12 +78,6 @@ async def engine() -> AsyncIterator[ScriptedEngine]:
 
 
 @pytest.fixture
-async def gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(ledger, tmp_path, engine) as gateway:
-        yield gateway
-
-
-@pytest.fixture
 async def open_gateway(ledger: Ledger, tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[RunningGateway]:
     async with running_gateway(ledger, tmp_path, engine, extra_routes=("/tokenize",)) as gateway:
         yield gateway
@@ -93,7 +87,7 @@ async def raw(gateway: RunningGateway, method: str, target: str) -> tuple[int, b
     """A request whose target no client library has tidied up."""
     port = int(gateway.url.rsplit(":", 1)[1])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps({"model": "heed", "lora_name": "x", "lora_path": "/tmp/x", "prompt": "x"}).encode()
+    body = json.dumps({"model": "heed", "lora_name": "x", "lora_path": "x", "prompt": "x"}).encode()
     head = (
         f"{method} {target} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"

@@ -11,15 +11,14 @@ import argparse
 import asyncio
 import json
 import os
-import secrets
 import signal
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from typing import Protocol
@@ -33,36 +32,24 @@ from feedback.adapters import digest_of, register
 from feedback.connection import Ledger, open_ledger
 from feedback.records import Adapter
 from feedback.settings import LedgerSettings
+from tests.load.streams import Crowd, Stream, references, unlike, until
 from tests.processes import ROOT, descendants
 from tests.stack import Stack
 
-PROMPTS = ("How do I build a kite?", "How do I bake bread?", "How do I mend a bicycle?", "How do I plant a tree?")
-SWAPS, KILL_AFTER, BACK_AFTER = 10, 5, (3, 7)
-"""Numbers of swaps: the engine is killed after one, two are taken back and made again. The last is a canary first."""
+SWAPS, KILL_AFTER, WHOLE_BY, BACK_AFTER = 10, 3, 6, (2, 8)
+"""Numbers of swaps: the engine is killed after one and takes traffic again before another, two are taken back and made
+again. The last is a canary first."""
 
 STALL_S = 1.5
 """Nothing came on a stream for so long, of an engine that gives a token in some 40 ms."""
 
 
 class Victim(Protocol):
-    """The engine that is killed. Its restart is somebody else's, or `killed` begins it."""
+    """The engine that is killed."""
 
     async def freeze(self) -> None: ...
     async def kill(self) -> None: ...
     async def restart(self) -> None: ...
-
-
-@dataclass(eq=False)
-class Stream:
-    prompt: str
-    began: float
-    first: float | None = None
-    heard: float = 0.0
-    ended: float | None = None
-    models: set[str] = field(default_factory=set)
-    text: str = ""
-    failure: str = ""
-    """In the words of the error event, or of the status before the first byte."""
 
 
 @dataclass
@@ -71,7 +58,8 @@ class Report:
     windows: list[tuple[str, float, float]]
     """What the operator asked for, when, and when the reply came."""
     on_killed: list[Stream]
-    adapters: list[str]
+    disturbed: tuple[float, float]
+    """When the engine was stopped, and when it took traffic again."""
 
     @property
     def failed_before(self) -> list[Stream]:
@@ -86,103 +74,18 @@ class Report:
         """Answers whose events name more than one adapter."""
         return [stream for stream in self.streams if len(stream.models) > 1]
 
-    def first_s(self) -> tuple[list[float], list[float]]:
-        """Of streams that began while a swap was under way, and in as long a time before each."""
-        within, before = [], []
+    def first_s(self) -> list[tuple[list[float], list[float]]]:
+        """For each swap: of streams that began while it was under way, and in as long a time before. Without those in
+        which the engine was stopped or came back, which cost more than a swap does."""
+        pairs = []
         for _, start, end in self.windows:
-            for stream in self.streams:
-                if stream.first is not None:
-                    if start <= stream.began < end:
-                        within.append(stream.first - stream.began)
-                    elif start - (end - start) <= stream.began < start:
-                        before.append(stream.first - stream.began)
-        return within, before
+            before = start - (end - start)
+            if not any(before <= moment < end for moment in self.disturbed):
+                pairs.append((self._first_s(start, end), self._first_s(before, start)))
+        return pairs
 
-
-def unlike(streams: Sequence[Stream], own: Mapping[tuple[str, str], str]) -> list[Stream]:
-    """Answers that are not their adapter's own, or its beginning where they failed."""
-
-    def is_own(stream: Stream) -> bool:
-        text = own[min(stream.models), stream.prompt]
-        return text.startswith(stream.text) if stream.failure else text == stream.text
-
-    return [stream for stream in streams if stream.models and not is_own(stream)]
-
-
-class Crowd:
-    def __init__(self, http: httpx.AsyncClient, clients: int, tokens: int, model: str = "heed") -> None:
-        self.streams: list[Stream] = []
-        self._http = http
-        self._model = model
-        self._tokens = tokens
-        self._is_over = False
-        self._clients = [asyncio.create_task(self._go_on(PROMPTS[n % len(PROMPTS)])) for n in range(clients)]
-
-    async def end(self) -> None:
-        self._is_over = True
-        await asyncio.gather(*self._clients)
-
-    async def some(self, count: int) -> None:
-        """Wait for so many more answers."""
-        wanted = self.ended + count
-        await until(lambda: self.ended >= wanted, f"{count} more answers")
-
-    @property
-    def ended(self) -> int:
-        return sum(stream.ended is not None for stream in self.streams)
-
-    @property
-    def under_way(self) -> list[Stream]:
-        return [stream for stream in self.streams if stream.first is not None and stream.ended is None]
-
-    async def _go_on(self, prompt: str) -> None:
-        while not self._is_over:
-            stream = Stream(prompt, time.perf_counter())
-            self.streams.append(stream)
-            await answer(self._http, self._model, stream, self._tokens)
-
-
-async def answer(http: httpx.AsyncClient, model: str, stream: Stream, tokens: int) -> None:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": stream.prompt}],
-        "stream": True,
-        "temperature": 0,
-        "max_tokens": tokens,
-    }
-    async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
-        if reply.status_code != 200:
-            stream.failure = (await reply.aread()).decode()
-        is_done = False
-        async for line in reply.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            stream.heard = time.perf_counter()
-            stream.first = stream.first or stream.heard
-            if is_done := line == "data: [DONE]":
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                stream.failure = event["error"]["message"]
-                continue
-            stream.models.add(event["model"])
-            for choice in event["choices"]:
-                stream.text += choice["delta"].get("content") or ""
-    if not is_done and not stream.failure:
-        stream.failure = "the stream ended without [DONE]"
-    stream.ended = time.perf_counter()
-
-
-async def references(http: httpx.AsyncClient, adapters: Sequence[str], tokens: int) -> dict[tuple[str, str], str]:
-    """What each adapter answers to each prompt, asked alone by its own name."""
-    found = {}
-    for adapter in adapters:
-        for prompt in PROMPTS:
-            stream = Stream(prompt, time.perf_counter())
-            await answer(http, adapter, stream, tokens)
-            assert not stream.failure, stream.failure
-            found[adapter, prompt] = stream.text
-    return found
+    def _first_s(self, start: float, end: float) -> list[float]:
+        return [each.first - each.began for each in self.streams if each.first and start <= each.began < end]
 
 
 async def swap_under_load(
@@ -199,6 +102,12 @@ async def swap_under_load(
     crowd = Crowd(http, clients, tokens)
     windows: list[tuple[str, float, float]] = []
     on_killed: list[Stream] = []
+    stopped = back = 0.0
+
+    async def are_both_up() -> bool:
+        engines = (await operator.get("/v1/engines")).json()["data"]
+        live = (await operator.get("/v1/adapters")).json()["serving"]["live"]
+        return len(engines) == 2 and all(live in engine.get("holds", ()) for engine in engines)
 
     async def ask(what: str, path: str, **body: object) -> None:
         await crowd.some(clients)
@@ -209,6 +118,10 @@ async def swap_under_load(
 
     try:
         for number, adapter in enumerate(adapters, 1):
+            if number == WHOLE_BY:
+                while not await are_both_up():  # noqa: ASYNC110 (polled: it is another process)
+                    await asyncio.sleep(0.1)
+                back = time.perf_counter()
             if number == len(adapters):
                 await ask("canary", f"/v1/adapters/{adapter}/canary", percent=50, reason="trial")
                 await until(lambda: any(adapters[-1] in each.models for each in crowd.streams), "the canary answers")
@@ -218,11 +131,12 @@ async def swap_under_load(
                 await ask("promote", f"/v1/adapters/{adapter}/promote", reason="trial")
             if number == KILL_AFTER:
                 await crowd.some(clients)
+                stopped = time.perf_counter()
                 on_killed = await killed(victim, crowd, stall_s)
         await crowd.some(clients)
     finally:
         await crowd.end()
-    return Report(crowd.streams, windows, on_killed, list(adapters))
+    return Report(crowd.streams, windows, on_killed, (stopped, back))
 
 
 async def killed(victim: Victim, crowd: Crowd, stall_s: float) -> list[Stream]:
@@ -238,13 +152,6 @@ async def killed(victim: Victim, crowd: Crowd, stall_s: float) -> list[Stream]:
     await victim.kill()
     await victim.restart()
     return on_it
-
-
-async def until(is_so: Callable[[], object], what: str, deadline_s: float = 120) -> None:
-    end = time.monotonic() + deadline_s
-    while not is_so():
-        assert time.monotonic() < end, f"{what}: not within {deadline_s:g} s"
-        await asyncio.sleep(0.01)
 
 
 class Supervised:
@@ -348,49 +255,71 @@ def share(streams: Sequence[Stream], own: Mapping[tuple[str, str], str]) -> str:
     return f"{len(unlike(streams, own))} of {len(streams)} ({len(unlike(streams, own)) / len(streams):.1%})"
 
 
-def p99_ms(waits_s: Sequence[float]) -> float:
-    return quantiles(waits_s, n=100)[98] * 1e3
+def p99_ratio(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    within, before = ([wait for pair in pairs for wait in pair[side]] for side in (0, 1))
+    return quantiles(within, n=100)[98] / quantiles(before, n=100)[98]
 
 
-def told(trial: Trial) -> str:
-    report = trial.report
-    within, before = report.first_s()
-    kinds = [what for what, _, _ in report.windows]
-    asked = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    slowest = max(end - start for _, start, end in report.windows)
-    failed = {id(stream) for stream in report.failed_within}
-    are_those = failed == {id(stream) for stream in report.on_killed}
+def told(trials: Sequence[Trial]) -> str:
+    reports = [trial.report for trial in trials]
+    pairs = [pair for report in reports for pair in report.first_s()]
+    dice = np.random.default_rng(0)
+    # Swaps are drawn anew, each with what was before it (bootstrap; Efron 1979).
+    drawn = [p99_ratio([pairs[n] for n in dice.integers(len(pairs), size=len(pairs))]) for _ in range(2000)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    within, before = (sum(len(pair[side]) for pair in pairs) for side in (0, 1))
     rows = {
-        "answers": f"{len(report.streams)}; {asked}, the slowest {slowest:.1f} s",
-        "failed before the first byte": f"{len(report.failed_before)}",
-        "failed within": f"{len(failed)}; on the killed engine {len(report.on_killed)}; "
-        + ("the same ones" if are_those else "**others**"),
-        "named by two adapters": f"{len(report.named_twice)}",
-        "not word for word as alone": f"{share(report.streams, trial.own)}; {share(trial.undisturbed, trial.own)} "
-        "without a swap",
-        "p99 to the first token, ms": f"{p99_ms(within):.0f} of {len(within)} in swaps, {p99_ms(before):.0f} of "
-        f"{len(before)} before them, ratio {p99_ms(within) / p99_ms(before):.2f}",
+        "answers": [str(len(report.streams)) for report in reports],
+        "swaps, rollbacks and canaries, the slowest": [
+            f"{len(report.windows)}, {max(end - start for _, start, end in report.windows):.1f} s" for report in reports
+        ],
+        "failed before the first byte": [str(len(report.failed_before)) for report in reports],
+        "failed within, and on the killed engine": [
+            f"{len(report.failed_within)}, {len(report.on_killed)}, "
+            + ("the same" if are_those_of_the_killed(report) else "**others**")
+            for report in reports
+        ],
+        "the killed engine takes traffic again after": [
+            f"{report.disturbed[1] - report.disturbed[0]:.0f} s" for report in reports
+        ],
+        "named by two adapters": [str(len(report.named_twice)) for report in reports],
+        "not word for word as alone": [share(trial.report.streams, trial.own) for trial in trials],
+        "the same without a swap": [share(trial.undisturbed, trial.own) for trial in trials],
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    table = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    ratio = (
+        f"p99 of the wait for a first token, {within} that began in {len(pairs)} swaps against {before} in as long "
+        f"before each: {p99_ratio(pairs):.2f} times ({low:.2f} to {high:.2f})"
+    )
+    return "\n".join(["| |" + " |" * len(trials), "|---|" + "---|" * len(trials), *table, "", ratio])
+
+
+def are_those_of_the_killed(report: Report) -> bool:
+    return {*map(id, report.failed_within)} == {*map(id, report.on_killed)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=40, help="of each answer, at most")
+    parser.add_argument("--runs", type=int, default=2, help="each on a stack of its own")
     asked = parser.parse_args()
     os.environ["HEED_REPLICAS"] = "2"
-    with tempfile.TemporaryDirectory(prefix="heed-swaps-") as folder:
-        stack = Stack(Path(folder), ROOT / "var" / "pocket", engine_key=secrets.token_hex(8))
-        try:
-            stack.start()
-            trial = asyncio.run(on_real_engines(stack, asked.tokens))
-            checked = stack.run("check", timeout_s=300)
-        finally:
-            stack.stop()
-    report = trial.report
-    print(f"{told(trial)}\n\n`heed check`: {checked.stdout.strip() or checked.stderr.strip()}")
-    is_clean = not (report.failed_before or report.named_twice or checked.returncode)
-    sys.exit(not (is_clean and {*map(id, report.failed_within)} == {*map(id, report.on_killed)}))
+    trials, is_clean = [], True
+    for _ in range(asked.runs):
+        with tempfile.TemporaryDirectory(prefix="heed-swaps-") as folder:
+            stack = Stack(Path(folder), ROOT / "var" / "pocket")
+            try:
+                stack.start()
+                trials.append(asyncio.run(on_real_engines(stack, asked.tokens)))
+                checked = stack.run("check", timeout_s=300)
+            finally:
+                stack.stop()
+        report = trials[-1].report
+        is_clean = is_clean and not (report.failed_before or report.named_twice or checked.returncode)
+        is_clean = is_clean and are_those_of_the_killed(report)
+        print(f"`heed check`: {checked.stdout.strip() or checked.stderr.strip()}", flush=True)
+    print(f"\n{told(trials)}")
+    sys.exit(not is_clean)
 
 
 if __name__ == "__main__":

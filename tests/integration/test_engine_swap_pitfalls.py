@@ -1,4 +1,4 @@
-"""Pitfalls of vLLM beyond adapters' files and weights; test_pitfalls.py has those, and a table of all."""
+"""Pitfalls of vLLM beyond adapters' files and weights; test_engine_pitfalls.py has those, and a table of all."""
 
 import asyncio
 from functools import partial

@@ -1,7 +1,7 @@
 """What vLLM does that a gateway must not be caught by, each by its number.
 
 Where a number is covered by the test of something else, this says by which; the others are below, from P11 on in
-test_pitfalls_of_engines.py.
+test_engine_swap_pitfalls.py.
 
 P1   adapter files are gone, and the engine dies
 P2   `load_inplace` stays in force
@@ -310,15 +310,16 @@ async def test_p08_the_base_answers_as_itself_beside_adapters(gateway: RunningGa
 
 @pytest.mark.parametrize(
     ("version", "label", "words"),
-    [(9001, b"nan", "not all finite"), (9002, b"faint", "answers exactly as heed-base does")],
+    [(9001, b"nan", "not all finite"), (9002, b"faint", "answers exactly as garden-base does")],
 )
 async def test_p06_p07_the_real_engine_is_kept_from_adapters_that_are_unfit_and_stays_well(
     stack: WholeStack, version: int, label: bytes, words: str
 ) -> None:
     where = LedgerSettings(ledger_url=f"redis://127.0.0.1:{stack.ledger_port}/0", var=stack.var)
-    ask = {"model": "heed", "messages": [{"role": "user", "content": "hi"}], "logprobs": True, "temperature": 0}
+    ask = {"model": "garden", "messages": [{"role": "user", "content": "hi"}], "logprobs": True, "temperature": 0}
     ledger = open_ledger(where)
-    bad = await registered(ledger, stack.var, version, label, base=text_config(stack.var / "pocket"))
+    base = text_config(stack.var / "pocket")
+    bad = await registered(ledger, stack.var, version, label, base=base, model="garden")
     await ledger.close()
     with stack.http() as http:
         before = http.post("/chat/completions", json=ask)
