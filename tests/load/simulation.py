@@ -57,7 +57,8 @@ class Engine:
     waiting: list[Answer] = field(default_factory=list)
     running: list[Answer] = field(default_factory=list)
     arrival: simpy.Event | None = None
-    busy_s: float = 0.0
+    answering_s: float = 0.0
+    """Of all its answers together."""
 
     @property
     def load(self) -> int:
@@ -71,7 +72,8 @@ class Outcome:
     first_s: list[float]
     whole_s: list[float]
     gateways_busy: float
-    engines_busy: float
+    at_once: float
+    """Answers that an engine gives at once, the mean over the time and the engines."""
     unfinished: int
     """Answers under way at the end; where they are as many as were asked for within seconds, the fleet is too small."""
 
@@ -103,7 +105,7 @@ class Fleet:
             [answer.first_s for answer in kept],
             [answer.whole_s for answer in kept],
             fmean(gateway.busy_s for gateway in self._gateways) / seconds,
-            fmean(engine.busy_s for engine in self._engines) / seconds,
+            fmean(engine.answering_s for engine in self._engines) / seconds,
             self._asked - len(self._ended),
         )
 
@@ -141,7 +143,7 @@ class Fleet:
             engine.running += new
             step_s = costs.step_s + costs.answer_s * (len(engine.running) - 1) + costs.prompt_s * len(new)
             yield self._env.timeout(step_s)
-            engine.busy_s += step_s
+            engine.answering_s += step_s * len(engine.running)
             by_gateway: dict[int, list[Answer]] = {}
             for answer in engine.running:
                 answer.left -= 1
