@@ -96,12 +96,12 @@ class Real:
         )
         return await asker.ended
 
-    async def closed(self, clients: int, answers: int, dice: random.Random) -> list[Waits]:
+    async def closed(self, clients: int, answers: int, tokens: tuple[int, int], dice: random.Random) -> list[Waits]:
         """Each client asks again when it has its answer."""
         left = iter(range(answers))
 
         async def client() -> list[Waits]:
-            return [await self.answer(dice.randint(*TOKENS), dice.choice(PROMPTS)) for _ in left]
+            return [await self.answer(dice.randint(*tokens), dice.choice(PROMPTS)) for _ in left]
 
         found = await asyncio.gather(*(client() for _ in range(clients)))
         return [waits for each in found for waits in each]

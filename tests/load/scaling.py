@@ -4,10 +4,10 @@ prints a fleet's size.
     python -m tests.load.scaling                       the embedded stack with the pocket model, on this machine
     python -m tests.load.scaling --url URL --key KEY   a stack that runs elsewhere; its gateway's CPU is not seen then
 
-Runs with 1, 4 and 12 clients, each asking again when it has its answer, give an engine's costs (least squares over the
-time between tokens), before, between and after two runs in which requests come by chance (Poisson), to the real stack
-and to the simulated one (tests/load/simulation.py). Their waits must be within 20 % of each other at the median; ends
-with code 1 where they are not.
+Clients that ask again when they have their answer, 1, 4 and 12 of them with short and long answers, give an engine's
+costs before and among two runs in which requests come by chance (Poisson), to the real stack and to the simulated one
+(tests/load/simulation.py). Their waits must be within 20 % of each other at the median; ends with code 1 where they are
+not.
 """
 
 import argparse
@@ -17,9 +17,10 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvloop
 
 from tests.load.asker import TOKENS, Real, Waits
@@ -30,7 +31,11 @@ from tests.load.sizing import capacity, fleet_table, trainer_table
 from tests.processes import ROOT
 from tests.stack import Stack
 
-CLIENTS = (1, 4, 12)
+LOOKS = ((1, 56, 6), (4, 16, 16), (4, 96, 8), (12, 16, 48), (12, 96, 24))
+"""Clients, tokens of each answer, and answers: of few tokens, so that prompts break in often, and of many."""
+
+STRETCHES = 4
+"""Of each run, with a look at the costs after each."""
 
 TOLERANCE = 0.2
 RATES = (0.3, 0.6)
@@ -54,44 +59,47 @@ LIVE_S = 3600
 """From a vote to its adapter."""
 
 
-def slope(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Least squares: what y is at x = 0, and how much more for each x."""
-    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    by = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-    return mean_y - by * mean_x, by
-
-
 @dataclass
 class Probe:
-    """Costs by closed loops of a few clients, seen again around each run, for a machine is not always as quick."""
+    """Costs by closed loops of a few clients, looked at again and again, for a machine is not always as quick."""
 
     real: Real
-    dice: random.Random
-    steps: list[tuple[float, float]] = field(default_factory=list)
-    """How many other answers ran, and seconds a token."""
+    steps: list[tuple[float, float, float]] = field(default_factory=list)
+    """How many other answers ran, how many of their prompts came in a step, and seconds a token."""
     alone_s: list[float] = field(default_factory=list)
     """First tokens of a client that is alone."""
     tokens: int = 0
     answers: int = 0
     gateway_s: float = 0.0
 
-    async def look(self) -> None:
-        for clients in CLIENTS:
+    async def look(self, dice: random.Random) -> None:
+        for clients, tokens, answers in LOOKS:
             before = cpu_s(self.real.pid) if self.real.pid else 0.0
-            found = await self.real.closed(clients, max(24, 6 * clients), self.dice)
+            found = await self.real.closed(clients, answers, (tokens, tokens), dice)
             self.gateway_s += (cpu_s(self.real.pid) if self.real.pid else 0.0) - before
-            self.answers += len(found)
-            self.tokens += sum(len(waits.at_s) for waits in found)
-            self.steps.append((clients - 1.0, median(waits.step_s for waits in found)))
+            self.answers += answers
+            self.tokens += answers * tokens
+            self.steps.append((clients - 1, (clients - 1) / tokens, fmean(waits.step_s for waits in found)))
             if clients == 1:
                 self.alone_s += [waits.first_s for waits in found]
 
+    def add(self, other: "Probe") -> None:
+        self.steps += other.steps
+        self.alone_s += other.alone_s
+        self.tokens += other.tokens
+        self.answers += other.answers
+        self.gateway_s += other.gateway_s
+
     def costs(self, most: int) -> Costs:
-        step_s, answer_s = slope(self.steps)
+        """Least squares over what a token takes beside others' answers and prompts."""
+        others, prompts, took_s = np.array(self.steps).T
+        (step_s, answer_s, prompt_s), *_ = np.linalg.lstsq(
+            np.column_stack([np.ones_like(others), others, prompts]), took_s, rcond=None
+        )
         token_s = max(0.0, self.gateway_s - REQUEST_S * self.answers) / self.tokens
-        # What a client that is alone waits for its first token beyond a step is its prompt's.
-        prompt_s = max(0.0, median(self.alone_s) - step_s - REQUEST_S - token_s)
-        return Costs(step_s, max(0.0, answer_s), prompt_s, REQUEST_S, token_s, most=most)
+        costs = Costs(step_s, max(0.0, answer_s), max(0.0, prompt_s), REQUEST_S, token_s, most=most)
+        known_s = costs.step_s + costs.prompt_s + costs.request_s + costs.token_s
+        return replace(costs, around_s=max(0.0, median(self.alone_s) - known_s))
 
 
 def compared(real: list[Waits], simulated: Outcome) -> list[tuple[str, float, float]]:
@@ -108,26 +116,26 @@ def compared(real: list[Waits], simulated: Outcome) -> list[tuple[str, float, fl
 
 
 async def measure_and_check(real: Real, most: int, seconds: float, seed: int) -> tuple[Costs, bool]:
-    """Prints how near the simulated waits are to the real ones."""
-    probe = Probe(real, random.Random(seed))
-    await real.closed(4, 8, probe.dice)  # connects, compiles
-    await probe.look()
-    runs = []
-    for rate in RATES:
-        per_s = rate * capacity(probe.costs(most), sum(TOKENS) / 2)
-        runs.append((per_s, await real.open(per_s, seconds, probe.dice)))
-        await probe.look()
-    costs = probe.costs(most)
+    """Prints how near the simulated waits are to the real ones, each run by the costs of its own minutes."""
+    dice = random.Random(seed)
+    await real.closed(4, 8, TOKENS, dice)  # connects, compiles
+    whole = Probe(real)
+    await whole.look(dice)
     print("| requests/s | answers | wait | real, s | simulated, s | simulated / real |\n|---|---|---|---|---|---|")
     is_near = True
-    for per_s, waits in runs:
+    for rate in RATES:
+        per_s, waits, probe = rate * capacity(whole.costs(most), sum(TOKENS) / 2), [], Probe(real)
+        for _ in range(STRETCHES):
+            waits += await real.open(per_s, seconds / STRETCHES, dice)
+            await probe.look(dice)
         # Much longer than the real run, so that chance is in one of the two only.
-        outcome = Fleet(costs, 1, 1).run(per_s, TOKENS, 20 * seconds)
+        outcome = Fleet(probe.costs(most), 1, 1).run(per_s, TOKENS, 20 * seconds)
         for what, found, simulated in compared(waits, outcome):
             ratio = simulated / found
             print(f"| {per_s:.1f} | {len(waits)} | {what} | {found:.3f} | {simulated:.3f} | {ratio:.2f} |", flush=True)
             is_near = is_near and ("p95" in what or abs(ratio - 1) <= TOLERANCE)
-    return costs, is_near
+        whole.add(probe)
+    return whole.costs(most), is_near
 
 
 def main() -> None:
