@@ -56,7 +56,7 @@ def sized(costs: Costs, per_s: float, tokens: tuple[int, int], first_s: float) -
 def fleet_table(name: str, costs: Costs, tokens: tuple[int, int], first_s: float) -> str:
     lines = [
         f"{name}: {costs.step_s * 1e3:.2f} ms a step, {costs.answer_s * 1e3:.3f} ms for each further answer, "
-        f"{costs.prompt_s * 1e3:.1f} ms a prompt, {costs.around_s * 1e3:.0f} ms around an answer, {costs.most} answers at "
+        f"{costs.prompt_s * 1e3:.1f} ms a prompt, {costs.around_s * 1e3:.0f} ms around it, {costs.most} answers at "
         f"once; gateway {costs.request_s * 1e6:.0f} µs a request and {costs.token_s * 1e6:.0f} µs a token; answers of "
         f"{tokens[0]} to {tokens[1]} tokens, 95 of 100 "
         f"first tokens within {first_s:g} s.",
