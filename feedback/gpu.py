@@ -104,7 +104,7 @@ class Traffic(Record):
         for bucket, count in sorted(self.first_tokens.items()):
             rank -= count
             if rank <= 0:
-                return SHORTEST_S * RATIO ** (bucket + 0.5)
+                return SHORTEST_S * float(RATIO ** (bucket + 0.5))
         raise AssertionError("the ranks are as many as the counts")
 
 

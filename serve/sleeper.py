@@ -8,7 +8,6 @@ again before it was probed: vLLM has woken with spoiled adapters (#53888).
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -25,8 +24,6 @@ from serve.routing import Routing
 from serve.settings import GatewaySettings
 from serve.trouble import Trouble
 from serve.upstream import EngineUnreachable
-
-log = logging.getLogger("heed.sleeper")
 
 REFUSAL_S = 10
 """How long a refusal can be read; whoever wished looks every second."""
@@ -84,8 +81,12 @@ class Sleeper:
         try:
             for council in councils:
                 for replica in replicas:
+                    await replica.engine.is_sleeping()
                     if council.base in replica.holds:
                         self._before[replica, council.base] = await probe.read(replica.engine, council.base)
+        except EngineRefused as error:
+            await self._refuse(wish, NOT_STARTED_FOR_IT.format(error))
+            return False
         except (AdapterUnfit, EngineUnreachable) as error:
             await self._refuse(wish, f"an engine is not well ({error})")
             return False
@@ -97,13 +98,16 @@ class Sleeper:
         until = time.time() + self._settings.gpu_stall_s
         for answer in await asyncio.gather(*(each.engine.sleep() for each in replicas), return_exceptions=True):
             if isinstance(answer, (EngineRefused, EngineUnreachable)):
+                is_awake = await self._wake_all()
                 await self._refuse(wish, NOT_STARTED_FOR_IT.format(answer))
-                return not await self._wake_all()
+                return not is_awake
             if answer is not None:
                 raise answer
         self._asleep = Grant(token=wish, until=until)
         await gpu.grant(self._council.ledger, self._asleep, 2 * self._settings.gpu_stall_s)
-        log.info("%d engines sleep, for %g s at most", len(replicas), self._settings.gpu_stall_s)
+        self._trouble.ill(
+            "gpu", f"the engines sleep while the workshop trains, {self._settings.gpu_stall_s:g} s at most"
+        )
         return True
 
     async def _refuse(self, wish: str, why: str) -> None:
@@ -116,10 +120,12 @@ class Sleeper:
         woken = await asyncio.gather(*(self._wake(replica) for replica in self._routing.up()))
         if "not" in woken:
             return False
-        for (replica, base), before in list(self._before.items()):
-            await self._look_at(replica, base, before)
+        if self._before:
+            for (replica, base), before in list(self._before.items()):
+                await self._look_at(replica, base, before)
+            if not self._before:
+                self._trouble.well("gpu")
         if self._asleep is not None or "now" in woken:
-            log.info("the engines are awake")
             self._asleep = None
             await gpu.take_back(self._council.ledger)
         return True
@@ -158,5 +164,3 @@ class Sleeper:
             return
         replica.barred = ""
         del self._before[replica, base]
-        if not self._before:
-            self._trouble.well("gpu")
