@@ -135,7 +135,7 @@ async def tell(ledger: Ledger, process: str, traffic: Traffic) -> bool:
 
 
 async def hear(ledger: Ledger) -> Traffic:
-    """Of all processes. Where none says anything there is no traffic, or it is not known yet: they tell every second."""
+    """Of all processes. None says anything where there is no traffic, or until a second after somebody listens."""
     keys = [ledger.keys.gpu_traffic, ledger.keys.gpu_listening]
     return together(Traffic.model_validate_json(text) for text in await ledger.run(HEAR, keys, [LASTS_MS]))
 

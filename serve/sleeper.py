@@ -1,10 +1,10 @@
 """The sleeper: engines give their memory to the workshop for a while, and are looked at when they wake.
 
 A worker wishes, in the ledger, that the engines sleep; the process that leads the swaps of the first served model lets
-them, as long as the wish lasts and never longer than HEED_GPU_STALL_S. vLLM's level 1 with `mode=keep` moves the weights
-to the host's memory and drops the KV cache; answers under way stand still and go on afterwards. Before that every
-adapter is taken off the board, so new requests wait in the gateways' queues, and none reaches an engine that is awake
-again before it was probed: vLLM has woken with spoiled adapters (#53888).
+them, as long as the wish lasts and never longer than HEED_GPU_STALL_S. vLLM's level 1 with `mode=keep` moves the
+weights to the host's memory and drops the KV cache; answers under way stand still and go on afterwards. Before that
+every adapter is taken off the board, so new requests wait in the gateways' queues, and none reaches an engine that is
+awake again before it was probed: vLLM has woken with spoiled adapters (#53888).
 """
 
 import asyncio

@@ -14,8 +14,8 @@ from pathlib import Path
 from feedback import gpu
 from feedback.errors import LedgerUnavailable
 from feedback.gpu import Traffic
-from trainer.settings import WorkshopSettings
 from trainer.progress import PAUSE
+from trainer.settings import WorkshopSettings
 from trainer.work import Work
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Pauses:
         self._work = work
         self._file = folder / PAUSE
         self._since: float | None = None
+        self._free = asyncio.Event()
+        self._free.set()
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -60,10 +62,10 @@ class Pauses:
             await self._look()
             await asyncio.sleep(FIRST_WORD_S)
             await self._look()
-        looking = asyncio.create_task(self._go_on())
+        looking = asyncio.create_task(self._keep_looking())
         try:
-            while self._since is not None and not looking.done():
-                await asyncio.sleep(LOOK_S / 4)
+            if self._work.settings.gpu_policy == "idle":
+                await self._free.wait()
             yield
         finally:
             looking.cancel()
@@ -71,8 +73,10 @@ class Pauses:
             self._count()
             self._file.unlink(missing_ok=True)
 
-    async def _go_on(self) -> None:
-        while await self._look():
+    async def _keep_looking(self) -> None:
+        while True:
+            if not await self._look():
+                return
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> bool:
@@ -92,6 +96,7 @@ class Pauses:
         why = too_much(traffic, settings, is_paused=self._since is not None)
         if why and self._since is None:
             self._since = time.monotonic()
+            self._free.clear()
             self._file.touch()
             data = {"stage": "train", "paused": True, "why": why}
             await self._work.tell(f"Training paused: {why}", level="warn", data=data)
@@ -104,6 +109,7 @@ class Pauses:
     async def _release(self, why: str, *, is_warning: bool = False) -> None:
         paused_s = self._count()
         self._file.unlink(missing_ok=True)
+        self._free.set()
         data = {"stage": "train", "paused": False, "seconds": round(paused_s, 1)}
         words = f"Training goes on after {paused_s:.0f} s: {why}"
         await self._work.tell(words, level="warn" if is_warning else "info", data=data)

@@ -109,7 +109,9 @@ class Slices:
     async def _rest(self, awake_s: float) -> None:
         """Until the engines are awake, and then as long as answers are to have them for themselves."""
         began = time.monotonic()
-        while await self._is_granted() and time.monotonic() - began < 2 * self._work.settings.gpu_stall_s:
+        while True:
+            if not await self._is_granted() or time.monotonic() - began > 2 * self._work.settings.gpu_stall_s:
+                break
             await asyncio.sleep(LOOK_S)
         await asyncio.sleep(awake_s)
         self.waited_s += time.monotonic() - began
