@@ -45,17 +45,11 @@ class Slices:
             before = self._saved()
             if (done := await self._slice(recipe)) is not None:
                 return done
-            stall_s = self._work.settings.gpu_stall_s
+            slept = f"while the engines slept, {self._work.settings.gpu_stall_s:g} s at most (HEED_GPU_STALL_S)"
             if self._folder is None:
-                raise RecipeFailed(
-                    f"{self._title} did not end within the {stall_s:g} s that the engines may sleep "
-                    "(HEED_GPU_STALL_S), and cannot be interrupted; give it longer"
-                )
+                raise RecipeFailed(f"{self._title} did not end {slept}, and cannot be interrupted; give it longer")
             if self._saved() == before:
-                raise RecipeFailed(
-                    f"{self._title} saved no step within the {stall_s:g} s that the engines may sleep "
-                    "(HEED_GPU_STALL_S), so it would never end; give it longer"
-                )
+                raise RecipeFailed(f"{self._title} saved no step {slept}, and would never end; give it longer")
             await self._rest(self._work.settings.gpu_awake_s)
 
     async def _slice(self, recipe: Run) -> Event | None:

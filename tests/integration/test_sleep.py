@@ -23,7 +23,7 @@ TOKEN = "of-a-test"
 async def sleepy(
     ledger: Ledger, var: Path, engine: ScriptedEngine, stall_s: float = STALL_S, **settings: Any
 ) -> AsyncIterator[RunningGateway]:
-    given = {"gpu_policy": "sleep", "gpu_stall_s": stall_s, "engine_wait_s": stall_s + 15}
+    given: dict[str, Any] = {"gpu_policy": "sleep", "gpu_stall_s": stall_s, "engine_wait_s": stall_s + 15}
     async with running_gateway(ledger, var, engine, **(given | settings)) as gateway:
         yield gateway
 
