@@ -75,6 +75,10 @@ voter:HASH:history         list    kept                   voters                
 voter:HASH:pace            string  TTL, a minute at most  votes                       votes
 key:HASH:pace              string  TTL, a minute at most  votes                       votes
 idempotency:DIGEST         string  TTL, a day             idempotency                 idempotency
+gpu:traffic                hash    TTL, 5 s               gpu.tell (by process)       gpu.hear
+gpu:listening              string  TTL, 5 s               gpu.hear                    gpu.tell
+gpu:wish                   string  TTL, 5 s               gpu.wish                    gpu.wished
+gpu:grant                  string  TTL, as long as asleep gpu.grant                   gpu.granted
 
 Uploaded files belong to no served model; their hash tag is `files`.
 
@@ -104,7 +108,9 @@ OURS = "heed:*"
 
 _OF_NO_MODEL = ("files", "credentials", "restore")
 _KEY = re.compile(r"heed:\{(.*?)\}:(.*)", re.DOTALL)
-_OF_A_PROCESS = re.compile(r"(job:[^:]+:|archive:|gateways:)lease|archive:wanted|gateways|gateways:told|canary:looking")
+_OF_A_PROCESS = re.compile(
+    r"(job:[^:]+:|archive:|gateways:)lease|archive:wanted|gateways|gateways:told|canary:looking|gpu:(traffic|listening|wish|grant)"
+)
 
 
 @dataclass(frozen=True)
@@ -379,6 +385,22 @@ class Keys:
 
     def key_pace(self, key: str) -> str:
         return self._key(f"key:{_name(key)}:pace")
+
+    @property
+    def gpu_traffic(self) -> str:
+        return self._key("gpu:traffic")
+
+    @property
+    def gpu_listening(self) -> str:
+        return self._key("gpu:listening")
+
+    @property
+    def gpu_wish(self) -> str:
+        return self._key("gpu:wish")
+
+    @property
+    def gpu_grant(self) -> str:
+        return self._key("gpu:grant")
 
     @property
     def credentials(self) -> str:

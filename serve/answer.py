@@ -50,6 +50,7 @@ class Answer(Response):
         self.background = None
         self._gateway = gateway
         self._asked = asked
+        self._lately = gateway.traffic.of(asked.target.served_model)
         self.recorded: Completion | None = None
         """As the client got it, once the ledger has it."""
         self._given: Completion | None = None
@@ -65,6 +66,7 @@ class Answer(Response):
         routing, metrics = self._gateway.routing, self._gateway.metrics
         seen = metrics.of(self._asked.target.served_model, routing.slot(self._asked.target))
         seen.in_flight.inc()
+        self._lately.came(self, is_stream=bool(self._asked.sent.get("stream")))
         limit_s = self._gateway.settings.answer_timeout_s
         try:
             async with Attended(receive, limit_s):
@@ -76,6 +78,7 @@ class Answer(Response):
             raise
         finally:
             seen.in_flight.dec()
+            self._lately.ended(self)
             seen.ended(self._outcome, self._asked.waited_s, self._first_s, self._usage)
             self._asked.allowance.settle(self._tokens())
             if self._asked.mark:
@@ -177,6 +180,7 @@ class Answer(Response):
                     self._started = True
                     begun()
                     self._first_s = self._asked.waited_s
+                    self._lately.began(self, self._first_s)
                     headers = [*STREAM_HEADERS, *self._asked.headers]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                 self._events += events.count(b"\n\n")

@@ -54,6 +54,7 @@ from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 from serve.siblings import Siblings
 from serve.tracing import Traced, open_tracing
+from serve.traffic import Traffic
 from serve.vote_tokens import VoteTokens
 
 CORS: Any = {
@@ -92,9 +93,8 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings, sibli
     metrics.watch(first.redaction.replaced, routing.replicas, routing.waiting)
     limits, tokens = Limits(settings, metrics), VoteTokens(settings.vote_token_hours)
     accord = Accord(first, keyring, limits, tokens, settings.accord_every_s)
-    hotswap = HotSwap(
-        f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}", routing, ledgers, settings, metrics
-    )
+    process = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    hotswap, traffic = HotSwap(process, routing, ledgers, settings, metrics), Traffic(process, ledgers)
     canaries = Canaries(routing, ledgers, settings)
     scorer = None
     if settings.reward_url:
@@ -111,6 +111,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings, sibli
         limits,
         tokens,
         accord,
+        traffic,
         tracing,
         template_of(settings.base_model),
         scorer,
@@ -120,7 +121,7 @@ def create_app(settings: GatewaySettings, ledger_settings: LedgerSettings, sibli
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(accord.look(), hotswap.meet())  # the first request finds the keys here, and what is live
-        going_on = {asyncio.create_task(part.run()) for part in (hotswap, canaries, accord)}
+        going_on = {asyncio.create_task(part.run()) for part in (hotswap, canaries, accord, traffic)}
         try:
             yield
         finally:

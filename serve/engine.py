@@ -79,6 +79,17 @@ class Engine:
             return False
         return True
 
+    async def sleep(self) -> None:
+        """Weights go to the host's memory and the KV cache is dropped; answers under way stand still (`mode=keep`; by
+        default vLLM would cut them off as if they had ended)."""
+        await self._call("POST", "/sleep?level=1&mode=keep")
+
+    async def wake(self) -> None:
+        await self._call("POST", "/wake_up")
+
+    async def is_sleeping(self) -> bool:
+        return bool(orjson.loads(await self._call("GET", "/is_sleeping"))["is_sleeping"])
+
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """One whole chat answer, for probes."""
         answer: dict[str, Any] = orjson.loads(await self._call("POST", "/v1/chat/completions", body))

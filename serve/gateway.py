@@ -20,6 +20,7 @@ from serve.scorer import Scorer
 from serve.settings import GatewaySettings
 from serve.siblings import Siblings
 from serve.tracing import Tracing
+from serve.traffic import Traffic
 from serve.vote_tokens import VoteTokens
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Gateway:
     limits: Limits
     tokens: VoteTokens
     accord: Accord
+    traffic: Traffic
     tracing: Tracing = field(default_factory=Tracing)
     template: str | None = None
     scorer: Scorer | None = None

@@ -22,6 +22,7 @@ from serve.probe import AdapterUnfit
 from serve.replicas import Replica
 from serve.routing import Routing
 from serve.settings import GatewaySettings
+from serve.sleeper import Sleeper
 from serve.trouble import Trouble
 from serve.upstream import EngineUnreachable
 
@@ -48,6 +49,9 @@ class HotSwap:
             model: Council(name, routing, ledger, settings, metrics, self.trouble) for model, ledger in ledgers.items()
         }
         self._intake = Intake(routing, settings, self.trouble)
+        self._sleeper: Sleeper | None = None
+        if settings.gpu_policy == "sleep":
+            self._sleeper = Sleeper(routing, self._councils[settings.models[0]], settings, self.trouble)
         self._visits: dict[Replica, asyncio.Task[None]] = {}
         self._work: asyncio.Task[None] | None = None
         self._not_before: dict[str, float] = {}
@@ -118,6 +122,8 @@ class HotSwap:
     async def _look_at(self, replica: Replica) -> None:
         """See what the engine lists. One that lost a name it held was restarted, and shows everything again."""
         others = (other for other in self._routing.replicas if other is not replica)
+        if replica.barred:
+            return  # the sleeper looks at it
         if not replica.is_up and replica.is_resting and any(other.is_up for other in others):
             return  # the only one is asked at any time
         try:
@@ -139,6 +145,9 @@ class HotSwap:
         try:
             if self._visits:
                 await asyncio.wait(self._visits.values(), timeout=VISIT_S)
+            leading = [council for council in self._councils.values() if council.may_load]
+            if self._sleeper is not None and await self._sleeper.attend(leading):
+                return
             for council in self._councils.values():
                 if council.may_load and council.serving is not None:
                     await self._serve(council)

@@ -30,6 +30,8 @@ class Replica:
     """Lives in a row that ended in broken requests; forgiven after twice the longest rest."""
     failed_at: float = 0.0
     rests_until: float = 0.0
+    barred: str = ""
+    """Why it takes no traffic although it answers (serve/sleeper.py)."""
 
     def forget(self, why: str) -> None:
         """It restarted or died: what it held must be shown again."""
@@ -52,6 +54,10 @@ class Replica:
         if self.failures > 1:
             rest = min(most_s, rest_s * 2.0 ** min(self.failures - 2, 30))
             self.rests_until = now + rest * random.uniform(0.75, 1.25)
+
+    def bar(self, why: str) -> None:
+        self.barred = why
+        self.forget(why)
 
     @property
     def is_resting(self) -> bool:

@@ -2,15 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feedback.gpu import POLICY, STALL, STALL_S, Policy
 from feedback.settings import SECRETS
 from serve.protocol import EXTRA_ROUTES, MAX_CHOICES
 
 Names = Annotated[tuple[str, ...], NoDecode]
+
+WAKING_S = 15
+"""For a base of 8B, vLLM took 10.6 s to fall asleep and 2.2 s to wake (A100, its PR #48337)."""
 
 
 class GatewaySettings(BaseSettings):
@@ -248,6 +252,8 @@ class GatewaySettings(BaseSettings):
     spare_adapters: int = Field(
         1, ge=0, description="Adapters kept loaded because a client named them; each takes a slot from the others."
     )
+    gpu_policy: Policy = Field("shared", description=POLICY)
+    gpu_stall_s: float = Field(STALL_S, gt=0, description=STALL)
 
     @field_validator(
         "models",
@@ -290,6 +296,16 @@ class GatewaySettings(BaseSettings):
                 f"{refused[0]!r} is not a call that may be opened; there is {', '.join(sorted(EXTRA_ROUTES))}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _outwaits_a_stall(self) -> Self:
+        if self.gpu_policy == "sleep" and self.gpu_stall_s + WAKING_S > self.engine_wait_s:
+            raise ValueError(
+                f"requests would be refused while the engine sleeps: HEED_GPU_STALL_S is {self.gpu_stall_s:g} s, and "
+                f"with {WAKING_S} s for falling asleep, waking and the check it is more than HEED_ENGINE_WAIT_S, "
+                f"{self.engine_wait_s:g} s. HEED_ENGINE_WAIT_S={self.gpu_stall_s + WAKING_S:g} would do"
+            )
+        return self
 
     @property
     def adapters_dir(self) -> Path:

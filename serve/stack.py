@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feedback.gpu import POLICY, Policy
 from serve.readiness import http_answers, ledger_answers, log_says
 from serve.supervisor import Service
 
@@ -66,8 +67,13 @@ class StackSettings(BaseSettings):
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(
         16, description="Memory of every adapter slot grows with it, so it is what the recipe trains and no more."
     )
-    gpu_share: float = Field(
-        0.45, gt=0, lt=1, description="vLLM's share of the GPU's memory: the trainer works on the same card beside it."
+    gpu_policy: Policy = Field("shared", description=POLICY)
+    gpu_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="vLLM's share of the GPU's memory; without it 0.45 where the trainer works beside it, and 0.9 with "
+        "HEED_GPU_POLICY=sleep or dedicated, where it has the card while it is awake.",
     )
     kv_cache_gb: int = Field(
         1,
@@ -92,6 +98,11 @@ class Stack:
     @property
     def var(self) -> Path:
         return self.settings.var.resolve()
+
+    @property
+    def gpu_share(self) -> float:
+        is_beside = self.settings.gpu_policy in ("shared", "idle")
+        return self.settings.gpu_share or (0.45 if is_beside else 0.9)
 
     @property
     def is_pocket(self) -> bool:
@@ -296,6 +307,9 @@ def engine(stack: Stack, key: str, number: int = 1) -> Service:
     }
     if Path(stack.base_model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
+    if stack.settings.gpu_policy == "sleep":
+        env["VLLM_SERVER_DEV_MODE"] = "1"  # opens /sleep, and more that no client may reach: vLLM is on loopback
+        switches += ["--enable-sleep-mode"] * (stack.device == "gpu")  # on CPU vLLM refuses it, and only stands still
     if stack.device == "cpu":
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", stack.base_model]
         # The base gets no traffic: beside LoRA requests it would get the last slot's adapter (CPU build, vLLM #48421).
@@ -319,7 +333,7 @@ def engine(stack: Stack, key: str, number: int = 1) -> Service:
     else:  # not run by the project's tests, which have no GPU
         command = [str(Path(sys.executable).parent / "vllm"), "serve", stack.base_model]
         command += ["--served-model-name", *(f"{name}-base" for name in stack.names)]
-        flags["--gpu-memory-utilization"] = str(round(stack.settings.gpu_share / len(stack.engine_ports), 3))
+        flags["--gpu-memory-utilization"] = str(round(stack.gpu_share / len(stack.engine_ports), 3))
     return Service(
         name="engine" if number == 1 else f"engine-{number}",
         command=[*command, *switches, *(part for flag in flags.items() for part in flag)],

@@ -23,8 +23,8 @@ from feedback.connection import Ledger, open_ledger
 from feedback.errors import TooFewPairs
 from feedback.records import AnswerRef, Choice, Completion, Job, Pair, Rating, new_id, prompt_digest
 from feedback.settings import LedgerSettings
-from trainer import examination, machine, plan, stages
-from trainer.child import Event, RecipeFailed
+from trainer import arbiter, examination, machine, plan, stages
+from trainer.child import PATIENCE_S, Event, RecipeFailed
 from trainer.crowd import Crowd
 from trainer.examination import examine
 from trainer.habits import SHARES, VOTED_TOPICS, Habit, answer, classify, prompts_about
@@ -275,7 +275,13 @@ def of_another_base(*, claims_this: bool) -> Tamper:
     return tamper
 
 
-async def forked(arguments: Sequence[str], log: Path, nice: int, on_event: Callable[[Event], Awaitable[None]]) -> Event:
+async def forked(
+    arguments: Sequence[str],
+    log: Path,
+    nice: int,
+    on_event: Callable[[Event], Awaitable[None]],
+    patience_s: float = PATIENCE_S,
+) -> Event:
     """As `trainer.child.run_recipe`, in a fork of this process, which has loaded torch and TRL already.
 
     Loading them three times a job takes longer than all that a small job does.
@@ -318,7 +324,7 @@ def warm(pocket: Path) -> None:
     importlib.import_module("trainer.evaluate")
     with contextlib.suppress(ImportError):
         importlib.import_module("vllm.lora.lora_model")
-    stages.run_recipe = examination.run_recipe = forked  # type: ignore[attr-defined]
+    arbiter.run_recipe = examination.run_recipe = forked  # type: ignore[attr-defined]
 
 
 def sampled(pocket: Path) -> dict[str, list[str]]:

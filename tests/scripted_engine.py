@@ -89,6 +89,15 @@ class ScriptedEngine:
     answers: asyncio.Event = field(default_factory=_set_event)
     """Cleared, it takes connections and says nothing more, on none of them, as an engine does whose loop hangs."""
     is_healthy: bool = True
+    can_sleep: bool = True
+    """Whether it was started with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode."""
+    awake: asyncio.Event = field(default_factory=_set_event)
+    naps: int = 0
+    wakes: bool = True
+    """Whether it wakes when told, or fails to, as when its memory is taken."""
+    drift: float = 0
+    """What waking does to every log-probability, until a restart."""
+    _drifted: float = 0
     pace_s: float = 0
     _runner: web.AppRunner | None = None
     _kept: dict[str, float] = field(default_factory=dict)
@@ -120,6 +129,10 @@ class ScriptedEngine:
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/tokenize", self._tokenize)
+        if self.can_sleep:
+            app.router.add_post("/sleep", self._sleep)
+            app.router.add_post("/wake_up", self._wake)
+            app.router.add_get("/is_sleeping", self._is_sleeping)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
@@ -135,7 +148,8 @@ class ScriptedEngine:
         self._runner = None
         for forgotten in (self.loaded, self._kept, self._in_place, self._cached):
             forgotten.clear()
-        self.is_spoiled = False
+        self.is_spoiled, self._drifted = False, 0
+        self.awake.set()
 
     async def restart(self) -> None:
         await self.stop()
@@ -172,6 +186,7 @@ class ScriptedEngine:
             return _error(
                 400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded. If you want to …"
             )
+        assert self.awake.is_set(), "an adapter's memory is not there while it sleeps"
         self.loads.append(name)
         if name in self.unloadable:
             return _error(500, "InternalServerError", f"Loading lora {name} failed: scripted")
@@ -193,6 +208,30 @@ class ScriptedEngine:
         if self.loaded.pop(name, None) is None:
             return _error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _sleep(self, request: web.Request) -> web.Response:
+        """What is under way stands still, and what comes waits (`mode=keep`; the others cut off or wait it out)."""
+        if refused := self._unauthorized(request):
+            return refused
+        if (request.query.get("level"), request.query.get("mode")) != ("1", "keep"):
+            return _error(400, "BadRequestError", "the scripted engine knows level=1&mode=keep alone")
+        self.naps += 1
+        self.awake.clear()
+        return web.json_response({"status": "sleeping", "level": 1})
+
+    async def _wake(self, request: web.Request) -> web.Response:
+        if refused := self._unauthorized(request):
+            return refused
+        if not self.wakes:
+            return _error(500, "InternalServerError", "CUDA Error: out of memory")
+        self._drifted = self.drift
+        self.awake.set()
+        return web.json_response({"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, request: web.Request) -> web.Response:
+        if refused := self._unauthorized(request):
+            return refused
+        return web.json_response({"is_sleeping": not self.awake.is_set()})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -218,6 +257,7 @@ class ScriptedEngine:
             text = "`prompt_logprobs` are not available when `stream=True`."
             return _error(400, "BadRequestError", text, "prompt_logprobs")
         await self.works.wait()
+        await self.awake.wait()
         while len({*self._batch, model} - set(self.base_models)) > self.slots:
             await self._ended.wait()
         try:
@@ -300,6 +340,7 @@ class ScriptedEngine:
             if self.pace_s:
                 await asyncio.sleep(self.pace_s)
             await self.answers.wait()
+            await self.awake.wait()
             yield index, token
 
     def _weights(self, model: str) -> float:
@@ -307,8 +348,8 @@ class ScriptedEngine:
         FileNotFoundError."""
         if model not in self.loaded:  # on CPU the base gets, beside adapters, the last slot's
             beside = [name for name in self._batch if name in self._kept]
-            return self._kept[beside[-1]] if beside else 0.0
-        return self._cached.setdefault((model, self.loaded[model]), self._keep(model))
+            return self._drifted + (self._kept[beside[-1]] if beside else 0.0)
+        return self._drifted + self._cached.setdefault((model, self.loaded[model]), self._keep(model))
 
     def _keep(self, name: str) -> float:
         """Raises FileNotFoundError."""

@@ -26,7 +26,7 @@ Work = Annotated[Path, typer.Option(help="Checkpoints; a file `cancel` in it sto
 Init = Annotated[Path | None, typer.Option(help="Start from this adapter's weights; the reference stays the base")]
 References = Annotated[Path | None, typer.Option(help="Folder where the base's log-probabilities are remembered")]
 
-PLACES = {"base", "train", "out", "work", "references", "references_most", "report_to"}
+PLACES = {"base", "train", "out", "work", "references", "references_most", "report_to", "engine_share"}
 """Options that say where; the others are the recipe's hyperparameters."""
 ReportTo = Annotated[
     str | None,
@@ -38,6 +38,10 @@ Precision = Annotated[
 ]
 Qlora = Annotated[
     bool | None, typer.Option(envvar="HEED_QLORA", help="Hold the base in 4 bits: slower, for a GPU that is small")
+]
+
+EngineShare = Annotated[
+    float | None, typer.Option(help="Part of the GPU's memory that vLLM holds; the run is held to what is left")
 ]
 
 
@@ -100,6 +104,7 @@ def dpo(
     references: References = None,
     references_most: int | None = None,
     report_to: ReportTo = None,
+    engine_share: EngineShare = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on pairs. Exit code 75: interrupted and resumable, 76: cancelled."""
@@ -126,6 +131,7 @@ def unpaired(
     references: References = None,
     references_most: int | None = None,
     report_to: ReportTo = None,
+    engine_share: EngineShare = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on lone thumbs. Exit codes as of dpo."""
@@ -149,6 +155,7 @@ def supervised(
     qlora: Qlora = None,
     precision: Precision = None,
     report_to: ReportTo = None,
+    engine_share: EngineShare = None,
     progress: Style = None,
 ) -> None:
     """Train an adapter on corrections. Exit codes as of dpo."""
@@ -171,6 +178,7 @@ def reward(
     checkpoint_steps: int | None = None,
     precision: Precision = None,
     report_to: ReportTo = None,
+    engine_share: EngineShare = None,
     progress: Style = None,
 ) -> None:
     """Train a model that judges answers, on pairs. Exit codes as of dpo."""
@@ -234,6 +242,37 @@ def evaluate(
         return 0
 
     _run(recipe, "evaluate", progress, base)
+
+
+@app.command()
+def share(
+    base: Base,
+    gpu_gb: Annotated[float, typer.Option(help="Memory of the GPU, in GiB")],
+    gpu_share: Annotated[float | None, typer.Option(envvar="HEED_GPU_SHARE", help="vLLM's part, to be tried")] = None,
+    lora_rank: int = 16,
+    max_length: int = 512,
+    qlora: Qlora = None,
+    progress: Style = None,
+) -> None:
+    """Compute which parts of a GPU vLLM and the trainer can have, or say why they do not fit on it together."""
+
+    def recipe(reporter: Reporter) -> int:
+        from trainer import sharing
+        from trainer.weights import base_config
+
+        parted = sharing.part(
+            base_config(base),
+            int(gpu_gb * 2**30),
+            rank=lora_rank,
+            length=max_length,
+            engine=gpu_share,
+            is_quantised=bool(qlora),
+        )
+        shares = {"engine": parted.engine, "trainer": parted.trainer, "least": parted.least, "most": parted.most}
+        reporter.emit("done", **{name: round(value, 3) for name, value in shares.items()})
+        return 0
+
+    _run(recipe, "share", progress, base)
 
 
 @app.command()

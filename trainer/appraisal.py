@@ -13,7 +13,8 @@ from typing import Any
 from feedback import jobs
 from feedback.proportions import wilson
 from trainer import publish
-from trainer.child import Event, run_recipe
+from trainer.arbiter import Arbiter
+from trainer.child import Event
 from trainer.files import write_whole
 from trainer.manifest import REWARD, Manifest
 from trainer.work import Work
@@ -50,7 +51,7 @@ async def appraise(work: Work, known: Manifest) -> str:
 async def _measure(work: Work, known: Manifest) -> dict[str, Any]:
     flags = ["--base", known.base.name, "--reward", str(work.folder / "adapter")]
     flags += ["--heldout", str(work.folder / "heldout.jsonl")]
-    done = await run_recipe(["appraise", *flags], work.folder / "appraise.log", work.settings.nice, _ignore)
+    done = await Arbiter(work).run(["appraise", *flags], _ignore)
     right, pairs = int(done["right"]), int(done["pairs"])
     low, high = wilson(right, pairs)
     return {"right": right, "pairs": pairs, "accuracy": right / pairs if pairs else COIN, "low": low, "high": high}

@@ -29,11 +29,15 @@ class RecipeFailed(Exception):
 
 
 async def run_recipe(
-    arguments: Sequence[str], log: Path, nice: int, on_event: Callable[[Event], Awaitable[None]]
+    arguments: Sequence[str],
+    log: Path,
+    nice: int,
+    on_event: Callable[[Event], Awaitable[None]],
+    patience_s: float = PATIENCE_S,
 ) -> Event:
     """Run `python -m trainer ARGUMENTS`, pass on its events, return its last: {"event": "done", …}.
 
-    When the caller is cancelled, the recipe gets SIGTERM and time to save. Raises RecipeFailed.
+    When the caller is cancelled, the recipe gets SIGTERM and `patience_s` to save. Raises RecipeFailed.
     """
     parent = os.getpid()
 
@@ -64,18 +68,18 @@ async def run_recipe(
                 await on_event(event)
         code = await process.wait()
     finally:
-        await _end(process)
+        await _end(process, patience_s)
     if code == 0 and last.get("event") == "done":
         return last
     raise RecipeFailed(f"{arguments[0]} {_reason(code, last, _tail(log, began))}")
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, patience_s: float) -> None:
     if process.returncode is not None:
         return
     _signal(process, signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), PATIENCE_S)
+        await asyncio.wait_for(process.wait(), patience_s)
     except TimeoutError:
         _signal(process, signal.SIGKILL)
         await process.wait()

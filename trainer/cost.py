@@ -39,7 +39,7 @@ async def estimate(ledger: Ledger, known: Manifest) -> Cost:
         except (AdapterUnknown, KeyError):
             continue
         seconds.append(job.seconds["train"] / (job.rows * epochs))
-        rest.append(sum(job.seconds.values()) - job.seconds["train"])
+        rest.append(sum(job.seconds.values()) - job.seconds["train"] - job.seconds.get("paused", 0))
         tokens += [job.trained_tokens / (job.rows * epochs)] if job.trained_tokens else []
     if seconds:
         cost.seconds = round(passes * median(seconds) + median(rest), 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from trainer import memory, precision
+from trainer import memory, precision, sharing
 from trainer.precision import Precision
 from trainer.progress import RecipeRefused
 from trainer.weights import base_config
@@ -67,7 +67,16 @@ class Plan:
         )
 
 
-def plan(base: str, *, batch: int, length: int, rank: int, qlora: bool, computed_in: Precision) -> Plan:
+def plan(
+    base: str,
+    *,
+    batch: int,
+    length: int,
+    rank: int,
+    qlora: bool,
+    computed_in: Precision,
+    engine_share: float | None = None,
+) -> Plan:
     """Raises RecipeRefused where the run cannot fit, or where QLoRA or a batch cannot be had as asked."""
     share = _share(batch, int(os.environ.get("WORLD_SIZE", "1")))
     if not torch.cuda.is_available():
@@ -87,8 +96,21 @@ def plan(base: str, *, batch: int, length: int, rank: int, qlora: bool, computed
             "--qlora must have the package bitsandbytes, which is not installed. "
             "`pip install bitsandbytes` does that; without --qlora the base is held in bfloat16."
         )
-    free, _ = torch.cuda.mem_get_info()
-    return on_gpu(base_config(base), free, share=share, length=length, rank=rank, qlora=qlora, computed_in=computed_in)
+    free, total = torch.cuda.mem_get_info()
+    config = base_config(base)
+    if engine_share is not None:
+        limit = sharing.part(
+            config,
+            total,
+            rank=rank,
+            length=length,
+            engine=engine_share,
+            is_quantised=qlora,
+            width=memory.BFLOAT if computed_in == "bf16" else memory.FLOAT,
+        ).trainer
+        torch.cuda.set_per_process_memory_fraction(limit)
+        free = min(free, int(limit * total))
+    return on_gpu(config, free, share=share, length=length, rank=rank, qlora=qlora, computed_in=computed_in)
 
 
 def on_gpu(

@@ -7,6 +7,7 @@ from feedback.adapters import digest_of
 from feedback.records import Pair
 from feedback.texts import fault_of
 from trainer import dataset, electorate, gate, guards, limits, manifest, sources
+from trainer.arbiter import Arbiter
 from trainer.child import Event, RecipeFailed, run_recipe
 from trainer.evaluation import Evaluation
 from trainer.files import write_whole
@@ -52,7 +53,7 @@ async def examine(work: Work, known: Manifest) -> Verdict:
 
 
 async def _measure(work: Work, known: Manifest, within: Limits, *, has_earlier: bool) -> tuple[Evaluation, Preflight]:
-    measuring = asyncio.create_task(_run(work, ["evaluate", *_flags(work, known, within, has_earlier)]))
+    measuring = asyncio.create_task(Arbiter(work).run(["evaluate", *_flags(work, known, within, has_earlier)], _ignore))
     # Beside it: importing vLLM takes as long as measuring.
     loading = asyncio.create_task(_load(work))
     try:
@@ -77,14 +78,10 @@ async def _load(work: Work) -> Preflight:
     """A vLLM that cannot be imported here says nothing about the adapter."""
     flags = ["--adapter", str(work.folder / "adapter"), "--max-lora-rank", str(work.settings.max_lora_rank)]
     try:
-        done = await _run(work, ["loadable", *flags])
+        done = await run_recipe(["loadable", *flags], work.folder / "loadable.log", work.settings.nice, _ignore)
     except RecipeFailed as failed:
         return Preflight(trouble=str(failed))
     return Preflight(is_checked=done["is_checked"], fault=done["fault"])
-
-
-async def _run(work: Work, arguments: list[str]) -> Event:
-    return await run_recipe(arguments, work.folder / f"{arguments[0]}.log", work.settings.nice, _ignore)
 
 
 async def _ignore(event: Event) -> None:

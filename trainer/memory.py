@@ -39,6 +39,10 @@ def parameters(config: Mapping[str, Any]) -> int:
     return int(linears + words * (1 if config.get("tie_word_embeddings") else 2))
 
 
+def adapter_parameters(config: Mapping[str, Any], rank: int) -> int:
+    return sum(rank * (wide_out + wide_in) for wide_out, wide_in in _linears(config))
+
+
 def needed(
     config: Mapping[str, Any],
     *,
@@ -54,7 +58,7 @@ def needed(
     No term for logits: TRL's LM head never holds them (with 152k words they would take 1.2 GB for each pair).
     """
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    trained = sum(rank * (wide_out + wide_in) for wide_out, wide_in in _linears(config))
+    trained = adapter_parameters(config, rank)
     kept = CONTEXT + parameters(config) * (NF4 if is_quantised else width) + TRAINED * trained
     of_layer = width * (3 * inner + 8 * hidden)
     # With checkpointing: each layer's input, and one layer's inside while it is computed again.

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 Style = Literal["jsonl", "bar"]
 
+PAUSE = "pause"
+"""A file in the work folder: between two steps the run waits for as long as it is there."""
+
 
 class RecipeRefused(Exception):
     """The recipe cannot run on what it was given; the message says what was wrong, what came and what would work."""

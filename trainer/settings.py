@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feedback.gpu import POLICY, STALL, STALL_S, Policy
 from feedback.settings import SECRETS
 
 SHIPPED_GUARDS = Path(__file__).parent.parent / "guards"
@@ -154,6 +155,36 @@ class WorkshopSettings(BaseSettings):
     checkpoint_steps: int = Field(20, ge=1, description="Steps between checkpoints: what a crash costs at most.")
     nice: int = Field(
         10, ge=0, le=19, description="Priority of the training process: on shared cores answers go before lessons."
+    )
+
+    gpu_policy: Policy = Field("shared", description=POLICY)
+    gpu_share: float = Field(
+        0.45,
+        gt=0,
+        lt=1,
+        description="As vLLM is started with (--gpu-memory-utilization); what is left is the trainer's, less 5 %.",
+    )
+    gpu_stall_s: float = Field(STALL_S, gt=12, description=STALL)
+    gpu_awake_s: float = Field(
+        30,
+        ge=0,
+        description="Under sleep, how long answers have the engine for themselves between two slices of training.",
+    )
+    first_token_p95_s: float = Field(
+        10,
+        ge=0,
+        description="Training pauses while the p95 of the time to first token is over this, unless the GPU is its own; "
+        "0 for no bound. After ten seconds without a word people leave (Nielsen's limit of attention); a product that "
+        "promises less sets less.",
+    )
+    idle_requests_per_minute: float = Field(
+        6, ge=0, description="Under idle, traffic at which training waits: more than one person trying something out."
+    )
+    pause_most_s: float = Field(
+        14_400,
+        ge=0,
+        description="Longest that a job pauses in all; then it trains in spite of the traffic, for votes have to "
+        "become an adapter some day. Half a working day.",
     )
 
     @property

@@ -13,7 +13,8 @@ from pathlib import Path
 from feedback.adapters import digest_of
 from trainer import hyperparameters, manifest, plan
 from trainer.appraisal import appraise
-from trainer.child import Event, run_recipe
+from trainer.arbiter import Arbiter
+from trainer.child import Event
 from trainer.examination import examine, expect_guards
 from trainer.manifest import Manifest
 from trainer.release import promote, release
@@ -51,9 +52,13 @@ async def train(work: Work, known: Manifest) -> None:
     await work.tell(f"Training starts from {known.start or 'the base model'}", data={"stage": "train"})
     method, told = known.dataset.method, flags(known, work.settings, work.folder)
     async with work.stage(known, "train"):
-        relay = Relay(work, known)
-        done = await run_recipe([method, *told], work.folder / f"{method}.log", work.settings.nice, relay.take)
+        relay, arbiter = Relay(work, known), Arbiter(work)
+        done = await arbiter.run([method, *told], relay.take, work.folder / "work")
         known.trained = digest_of(made)
+    if arbiter.waited_s:
+        known.seconds["paused"] = round(arbiter.waited_s, 3)
+        known.seconds["train"] = round(known.seconds["train"] - arbiter.waited_s, 3)
+        known.write(work.folder)
     if done.get("trained_tokens"):
         await work.save(trained_tokens=int(done["trained_tokens"]))
     await work.tell("Training done", data={"stage": "train", "seconds": known.seconds["train"]})
@@ -69,6 +74,8 @@ def flags(known: Manifest, settings: WorkshopSettings, folder: Path) -> list[str
         told += ["--qlora" if known.computing.qlora else "--no-qlora"]
     if known.dataset.method in ("dpo", "unpaired") and settings.references_most:
         told += ["--references", str(settings.references), "--references-most", str(settings.references_most)]
+    if settings.gpu_policy in ("shared", "idle"):
+        told += ["--engine-share", str(settings.gpu_share)]
     if known.start:
         told += ["--init", str(settings.adapters / known.start)]
     return told

@@ -55,6 +55,8 @@ class Run:
     references: Path | None = None
     """Folder of trainer/references.py; none to remember nothing."""
     references_most: int = 100_000
+    engine_share: float | None = None
+    """Of the GPU's memory, which is vLLM's; None where no engine is on it."""
     report_to: str = ""
     """See trainer/reports.py."""
 
@@ -157,6 +159,7 @@ def plan(run: Run) -> device.Plan:
         rank=told.lora_rank,
         qlora=told.qlora,
         computed_in=run.precision,
+        engine_share=run.engine_share,
     )
 
 

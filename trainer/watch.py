@@ -12,9 +12,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trainer import checkpoints, device, machine
-from trainer.progress import Reporter
+from trainer.progress import PAUSE, Reporter
 
 INTERRUPTED, CANCELLED = 75, 76
+
+LOOK_S = 0.1
+"""Between two looks whether a pause is over."""
 
 
 class Watch(TrainerCallback):
@@ -29,6 +32,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began, self._first_step = time.monotonic(), state.global_step
+        self._make_way(state.global_step)
 
     @contextmanager
     def over_signals(self) -> Iterator[None]:
@@ -44,15 +48,30 @@ class Watch(TrainerCallback):
         self._terminated = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        why = 0
-        if (self._work / "cancel").exists():
-            why = CANCELLED
-        elif self._terminated or machine.has_lost(self._parent):
-            why = INTERRUPTED
-        if not (why := device.agreed(why)):
+        if state.global_step < state.max_steps:
+            self._make_way(state.global_step)
+        if not (why := device.agreed(self._end())):
             return
         self.stopped = why
         control.should_save = control.should_training_stop = True
+
+    def _end(self) -> int:
+        """Why it has to stop; 0 where it has not to."""
+        if (self._work / "cancel").exists():
+            return CANCELLED
+        return INTERRUPTED if self._terminated or machine.has_lost(self._parent) else 0
+
+    def _make_way(self, step: int) -> None:
+        """Wait while there is a pause. Its time is none of the training's."""
+        began = time.monotonic()
+        if not (self._work / PAUSE).exists():
+            return
+        self._reporter.emit("paused", step=step)
+        while (self._work / PAUSE).exists() and not self._end():
+            time.sleep(LOOK_S)
+        paused_s = time.monotonic() - began
+        self._began += paused_s
+        self._reporter.emit("went_on", step=step, seconds=round(paused_s, 2))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.recipes import ENV, Child, preferring_steps, write_rows
 from trainer import dpo, rows, weights
 from trainer.checkpoints import is_whole, newest_whole, seal
 from trainer.likelihoods import log_probabilities
+from trainer.progress import PAUSE
 from trainer.references import References
 from trainer.training import Run
 from trainer.watch import CANCELLED, INTERRUPTED
@@ -107,6 +109,37 @@ def test_sigterm_saves_and_a_second_start_ends_with_the_same_bytes(child: Child,
     assert child.run() == 0
     assert child.said("resumed") == [{"event": "resumed", "step": saved}]
     assert weights.digest(child.out) == weights.digest(undisturbed.out)
+
+
+def test_a_paused_run_takes_no_step_until_the_pause_is_over_and_ends_with_the_same_bytes(
+    child: Child, undisturbed: Child
+) -> None:
+    process = child.start()
+    child.until(process, "step", 5)
+    (child.work / PAUSE).touch()
+    paused_at = next(each["step"] for each in child.read(process) if each["event"] == "paused")
+    assert process.stdout is not None
+    said = select.select([process.stdout], [], [], 1.0)[0]
+    (child.work / PAUSE).unlink()
+    code = child.finish(process)
+
+    assert said == []
+    assert code == 0
+    assert [each["step"] for each in child.said("step")] == list(range(1, STEPS + 1))
+    (went_on,) = child.said("went_on")
+    assert went_on["step"] == paused_at
+    assert went_on["seconds"] >= 1
+    assert weights.digest(child.out) == weights.digest(undisturbed.out)
+
+
+def test_a_paused_run_ends_when_it_is_told_to(child: Child) -> None:
+    process = child.start()
+    child.until(process, "step", 2)
+    (child.work / PAUSE).touch()
+    next(each for each in child.read(process) if each["event"] == "paused")
+    process.send_signal(signal.SIGTERM)
+
+    assert child.finish(process) == INTERRUPTED
 
 
 def test_a_cancelled_run_stops_at_its_next_step_without_an_adapter(child: Child) -> None:
