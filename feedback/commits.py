@@ -8,6 +8,8 @@ once. A script is atomic, a group is not: one that is refused takes no other alo
 import asyncio
 import hashlib
 import math
+import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +52,21 @@ class Act:
         if not self.reply.done():
             refusal.__cause__ = cause
             self.reply.set_exception(refusal)
+
+
+def _break_off(connection: Any) -> None:
+    """What has not reached the server by now never shall.
+
+    The kernel goes on sending for a closed socket, for minutes. Where a cable was pulled for a while, a vote whose
+    voter was told to try again would come after the one that they gave since, and take its place. So the socket is
+    closed with a reset (SO_LINGER of no time), for which there is no call in redis-py.
+    """
+    writer: asyncio.StreamWriter | None = connection._writer
+    if writer is None:
+        return
+    if (open_one := writer.get_extra_info("socket")) is not None:
+        open_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 @cache
@@ -118,6 +135,7 @@ class Commits:
         except FAILURES as error:
             # Where one connection broke, those that lie idle in the pool have most likely broken too, and the pool may
             # hand one out before the event loop has seen that: after a restart each would cost somebody a refusal.
+            _break_off(connection)
             await connection.disconnect()
             await pool.disconnect(inuse_connections=False)
             for act in group:
