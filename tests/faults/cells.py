@@ -36,6 +36,10 @@ ACTS_AFTER = 64
 MENDS_WITHIN_S = 180
 JOB_WITHIN_S = 300
 LOOK_S = 0.1
+PACE_S = 0.2
+"""A client's rest after each act: on two cores a crowd that never rests would leave nothing for the training."""
+
+ENDS = ("succeeded", "failed", "cancelled")
 
 Json = dict[str, Any]
 
@@ -77,7 +81,7 @@ async def endure(
     cells: list[Cell] = []
     async with spread_house(var, replicas=replicas, network=network, env=env) as home:
         say(f"the house is ready: {', '.join(home.parts)}")
-        async with crowd(home.stack.gateway_url, home.engine, clients, f"{seed}", CLIENT) as voters:
+        async with crowd(home.stack.gateway_url, home.engine, clients, f"{seed}", CLIENT, PACE_S) as voters:
             await _begin(home, voters)
             jobs: list[str] = []
             for name, harm in asked:
@@ -109,10 +113,10 @@ async def _cell(
     voters.may_act.set()
     job = await home.ask_for_job(seed=seed)
     jobs.append(job)
-    await until(lambda: _is(home, job, "running"), "a worker takes the job", MENDS_WITHIN_S)
+    await _has_status(home, job, ["running"])
     await asyncio.sleep(after_s)
     stage, problems = await home.stage_of(job), []
-    if not await _is(home, job, "running"):
+    if (await _has_status(home, job, ["running", *ENDS]))["status"] in ENDS:
         problems.append("the job had ended before the harm")
     before, acts = Counter(voters.outcomes), voters.acts
     voters.longest_s = dict.fromkeys(voters.longest_s, 0.0)
@@ -123,7 +127,7 @@ async def _cell(
     outcomes, longest_s = dict(Counter(voters.outcomes) - before), dict(voters.longest_s)
     wanted = voters.acts + ACTS_AFTER
     await until(lambda: voters.acts >= wanted, "the crowd is at work", MENDS_WITHIN_S)
-    done = await _ended(home, job)
+    done = await _has_status(home, job, ENDS)
     await voters.pause()
     problems += await _broken(home, voters, jobs)
     return Cell(
@@ -165,18 +169,12 @@ async def _mended(home: SpreadHouse, voters: Crowd, victim: Victim, harmed: Harm
         await asyncio.sleep(LOOK_S)
 
 
-async def _is(home: SpreadHouse, job: str, status: str) -> bool:
-    told = await home.told(f"/v1/fine_tuning/jobs/{job}")
-    return told is not None and told["status"] == status
-
-
-async def _ended(home: SpreadHouse, job: str) -> Json:
-    told: Json | None = None
+async def _has_status(home: SpreadHouse, job: str, wanted: Sequence[str]) -> Json:
+    """The job, once it has one of these."""
     end = time.monotonic() + JOB_WITHIN_S
-    while told is None or told["status"] in ("queued", "running"):
-        assert time.monotonic() < end, f"{job} ends: not within {JOB_WITHIN_S} s"
+    while (told := await home.told(f"/v1/fine_tuning/jobs/{job}")) is None or told["status"] not in wanted:
+        assert time.monotonic() < end, f"{job} is {' or '.join(wanted)}: not within {JOB_WITHIN_S} s"
         await asyncio.sleep(LOOK_S)
-        told = await home.told(f"/v1/fine_tuning/jobs/{job}")
     return told
 
 
@@ -228,7 +226,7 @@ def row(cell: Cell) -> str:
     counts: Counter[str] = Counter()
     for name, times in cell.outcomes.items():
         kind, _, code = name.partition(" ")
-        counts[f"{'ask' if kind in ('ask', 'answered') else 'vote'} {code}"] += times
+        counts[f"{'ask' if kind in ('ask', 'answered') else 'vote'} {code.removeprefix('and ')}"] += times
     figures = [
         cell.victim,
         WORDS[cell.harm] + (f", {cell.lasts_s:g} s" if cell.lasts_s else ""),

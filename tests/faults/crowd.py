@@ -36,8 +36,11 @@ Json = dict[str, Any]
 class Crowd:
     """What its clients share: the questions, the book, and whether they may act."""
 
-    def __init__(self, http: httpx.AsyncClient, engine: ScriptedEngine | None, clients: int, seed: str) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, engine: ScriptedEngine | None, clients: int, seed: str, pace_s: float
+    ) -> None:
         self.http = http
+        self.pace_s = pace_s
         self.engine = engine
         self.book = Book()
         self.questions: list[Question] = []
@@ -121,6 +124,7 @@ class Client:
                 self._acting = True
                 await self._act()
                 self._acting = False
+                await asyncio.sleep(self._crowd.pace_s)
         finally:
             for task in self._kept_in_mind:
                 task.cancel()
@@ -205,15 +209,16 @@ class Client:
 
 @asynccontextmanager
 async def crowd(
-    url: str, engine: ScriptedEngine | None, clients: int, seed: str, key: str = ""
+    url: str, engine: ScriptedEngine | None, clients: int, seed: str, key: str = "", pace_s: float = 0
 ) -> AsyncIterator[Crowd]:
-    """A crowd that waits for `may_act`; `key` is of a client, where the gateway asks for one."""
+    """A crowd that waits for `may_act`. `key` is a client's, where the gateway asks for one; whoever has acted rests for
+    `pace_s`."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(
         base_url=url, timeout=PATIENCE_S, limits=limits, headers=headers, trust_env=False
     ) as http:
-        gathered = Crowd(http, engine, clients, seed)
+        gathered = Crowd(http, engine, clients, seed, pace_s)
         living = asyncio.create_task(gathered.live())
         try:
             yield gathered

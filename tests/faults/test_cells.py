@@ -1,4 +1,4 @@
-"""A few cells of the table with a scripted engine and short harms; `make faults` runs all of it (docs/reliability.md)."""
+"""A few cells of the table, with a scripted engine and short harms; `make faults` runs all (docs/reliability.md)."""
 
 import json
 import os
