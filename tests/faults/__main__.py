@@ -16,7 +16,6 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 from tests.faults import network
 from tests.faults.cells import Cell, endure, table
@@ -30,7 +29,7 @@ REPLICAS = 2
 
 def chosen(names: list[str]) -> list[tuple[str, Harm]]:
     """Raises KeyError for a cell that is not in the table."""
-    cells = {f"{victim}/{harm}": (victim, cast(Harm, harm)) for victim in VICTIMS for harm in HARMS}
+    cells = {f"{victim}/{harm}": (victim, harm) for victim in VICTIMS for harm in HARMS}
     wanted = {name for name in names if "/" in name}
     wanted |= {f"{name}/{harm}" for name in names for harm in HARMS if "/" not in name}
     if unknown := wanted - cells.keys():

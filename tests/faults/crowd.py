@@ -211,8 +211,8 @@ class Client:
 async def crowd(
     url: str, engine: ScriptedEngine | None, clients: int, seed: str, key: str = "", pace_s: float = 0
 ) -> AsyncIterator[Crowd]:
-    """A crowd that waits for `may_act`. `key` is a client's, where the gateway asks for one; whoever has acted rests for
-    `pace_s`."""
+    """A crowd that waits for `may_act`. `key` is a client's, where the gateway asks for one; whoever has acted rests
+    for `pace_s`."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(

@@ -5,6 +5,7 @@ the archive. Engines are real vLLM on the pocket model, or one scripted engine t
 """
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -135,10 +136,15 @@ class SpreadHouse(House):
     async def absent_workers(self) -> list[str]:
         """Of the Celery workers, none of which has anything to do, those that do not answer by way of the broker."""
         names = [f"{name}@heed" for name in (*TRAINERS, "archiver")]
-        app = Celery(broker=self.env["HEED_BROKER_URL"])
-        ask = app.control.inspect(destination=names, timeout=ANSWERS_WITHIN_S).ping
-        answered = await asyncio.to_thread(ask) or {}
-        app.close()
+
+        def ask() -> Mapping[str, object]:
+            # A connection of its own: those in Celery's pool may be of a broker that was killed since.
+            app = Celery(broker=self.env["HEED_BROKER_URL"], set_as_current=False)
+            with app.connection_for_write() as connection:
+                inspect = app.control.inspect(names, timeout=ANSWERS_WITHIN_S, connection=connection)
+                return inspect.ping() or {}
+
+        answered = await asyncio.to_thread(ask)
         return [name for name in names if name not in answered]
 
 
@@ -207,7 +213,8 @@ async def spread_house(
         if replicas:
             await asyncio.to_thread(_make_base_adapter, stack)
         else:
-            write_adapter(stack.base_adapter)
+            config = json.loads((Path(stack.base_model) / "config.json").read_text())
+            write_adapter(stack.base_adapter, base=config)
             scripted = scripted_engine(port=stack.engine_ports[0], host=stack.address("engine"))
             engine = await exits.enter_async_context(scripted)
         promote = {"HEED_PROMOTE": "eager" if replicas else "manual"}
