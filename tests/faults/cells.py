@@ -27,8 +27,10 @@ from tests.gateways import until
 from tests.processes import living
 from tests.workshop import taught
 
-LATEST_S = 10.0
-"""A harm falls at any moment within this, once a worker has the job; the job takes longer, which is checked."""
+FIRST_JOB_S = 20.0
+WITHIN = 0.75
+"""A harm falls at any moment within so much of the time that the quickest job before took, once a worker has the next;
+that of the first is guessed. A job that ends before is followed by another."""
 
 ACTS_AFTER = 64
 """Acknowledged before the house is looked at, so that whatever broke has been used."""
@@ -36,7 +38,7 @@ ACTS_AFTER = 64
 MENDS_WITHIN_S = 180
 JOB_WITHIN_S = 300
 LOOK_S = 0.1
-PACE_S = 0.2
+PACE_S = 0.5
 """A client's rest after each act: on two cores a crowd that never rests would leave nothing for the training."""
 
 ENDS = ("succeeded", "failed", "cancelled")
@@ -84,8 +86,9 @@ async def endure(
         async with crowd(home.stack.gateway_url, home.engine, clients, f"{seed}", CLIENT, PACE_S) as voters:
             await _begin(home, voters)
             jobs: list[str] = []
+            jobs_s: list[float] = []
             for name, harm in asked:
-                cell = await _cell(home, voters, VICTIMS[name], harm, seed, lasts_s, jobs)
+                cell = await _cell(home, voters, VICTIMS[name], harm, seed, lasts_s, jobs, jobs_s)
                 cells.append(cell)
                 say(f"{row(cell)}{''.join(f'{chr(10)}  broken: {one}' for one in cell.problems[:20])}")
     if left := living(processes_of(var)):
@@ -107,28 +110,39 @@ async def _begin(home: SpreadHouse, voters: Crowd) -> None:
 
 
 async def _cell(
-    home: SpreadHouse, voters: Crowd, victim: Victim, harm: Harm, seed: int, lasts_s: float, jobs: list[str]
+    home: SpreadHouse,
+    voters: Crowd,
+    victim: Victim,
+    harm: Harm,
+    seed: int,
+    lasts_s: float,
+    jobs: list[str],
+    jobs_s: list[float],
 ) -> Cell:
-    after_s = random.Random(f"{seed}/{victim.name}/{harm}").uniform(0, LATEST_S)
+    share = random.Random(f"{seed}/{victim.name}/{harm}").uniform(0, WITHIN)
     voters.may_act.set()
-    job = await home.ask_for_job(seed=seed)
-    jobs.append(job)
-    await _has_status(home, job, ["running"])
-    await asyncio.sleep(after_s)
-    stage, problems = await home.stage_of(job), []
-    if (await _has_status(home, job, ["running", *ENDS]))["status"] in ENDS:
-        problems.append("the job had ended before the harm")
+    while True:
+        job = await home.ask_for_job(seed=seed)
+        jobs.append(job)
+        await _has_status(home, job, ["running"])
+        after_s = share * min(jobs_s, default=FIRST_JOB_S)
+        await asyncio.sleep(after_s)
+        stage = await home.stage_of(job)
+        if (told := await _has_status(home, job, ["running", *ENDS]))["status"] == "running":
+            break
+        jobs_s.append(told["finished_at"] - told["started_at"])
     before, acts = Counter(voters.outcomes), voters.acts
     voters.longest_s = dict.fromkeys(voters.longest_s, 0.0)
     harmed = await inflict(home, victim.part(home, job), harm, lasts_s)
     meanwhile = voters.acts - acts
-    problems += await _mended(home, voters, victim, harmed, job)
+    problems = await _mended(home, voters, victim, harmed, job)
     mended_s = time.monotonic() - harmed.ended
     outcomes, longest_s = dict(Counter(voters.outcomes) - before), dict(voters.longest_s)
     wanted = voters.acts + ACTS_AFTER
     await until(lambda: voters.acts >= wanted, "the crowd is at work", MENDS_WITHIN_S)
     done = await _has_status(home, job, ENDS)
     await voters.pause()
+    jobs_s.append(done["finished_at"] - done["started_at"])
     problems += await _broken(home, voters, jobs)
     return Cell(
         victim.name,
@@ -141,7 +155,7 @@ async def _cell(
         outcomes,
         longest_s,
         mended_s,
-        done["finished_at"] - done["created_at"],
+        jobs_s[-1],
         done["attempts"],
         problems,
     )
