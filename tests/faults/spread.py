@@ -27,15 +27,15 @@ from tests.gateways import until
 from tests.processes import ROOT, free_port
 from tests.scripted_engine import ScriptedEngine, scripted_engine, write_adapter
 
+LOOPBACK = "127.0.0.1"
 CLIENT = "client-key-of-faults"
 """Where each part has an address of its own, the gateway leaves loopback, and then it asks for a key."""
 
 START_S = 400
-"""Two vLLM and five Celery processes on two busy cores."""
+"""Two vLLM and four Celery processes on two busy cores."""
 
 SETTLES_WITHIN_S = 60
 ANSWERS_WITHIN_S = 20
-LOOPBACK = "127.0.0.1"
 TRAINERS = ("worker", "worker-2")
 ENGINES = ("engine", "engine-2")
 PARTS = ("ledger", "broker", "gateway", *TRAINERS, "archiver", "beat", *ENGINES)
@@ -49,6 +49,7 @@ SETTINGS = {
     "HEED_DATASET_PAIRS": "100",  # so that every job takes about as long, however much was voted before
     "HEED_EPOCHS": "2",
     "HEED_CHECKPOINT_STEPS": "2",
+    "VLLM_HOST_IP": LOOPBACK,  # it would ask for its route to the internet, and there is none
 }
 
 
