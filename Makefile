@@ -46,11 +46,17 @@ bench:  ## measure what a vote and the way through the gateway cost (a quarter o
 SEED := 0
 KILLS := 20
 
-faults:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make faults SEED=1 KILLS=3`)
-	@$(BIN)/python -m tests.faults --times $(KILLS) --seed $(SEED)
+faults:  ## kill, stop and cut off every part under chat, votes and a job (half an hour; `make faults SEED=1`)
+	@$(BIN)/python -m tests.faults --seed $(SEED)
+
+kills:  ## kill -9 ledger, gateway and archiver under 32 voting clients (half an hour; `make kills SEED=1 KILLS=3`)
+	@$(BIN)/python -m tests.faults.kills --times $(KILLS) --seed $(SEED)
 
 swaps:  ## ten swaps, two rollbacks, a canary and a killed engine under 16 streams on two real vLLM (five minutes)
 	@$(BIN)/python -m tests.load.swaps
+
+scaling:  ## how many gateways, engines and trainers; the simulation is held to a real run (ten minutes)
+	@$(BIN)/python -m tests.load.scaling
 
 bench-train:  ## measure what training costs against TRL, and that its losses are TRL's (half an hour)
 	@$(BIN)/python -m tests.load.bench_train
@@ -88,4 +94,4 @@ lock:  ## resolve the locks again after a change in pyproject.toml (needs PyPI o
 clean:  ## remove .venv (var/, with the votes in it, stays)
 	rm -rf $(VENV)
 
-.PHONY: help install run secrets test lint types bench faults swaps bench-train reproduce gate docs screenshots lock clean
+.PHONY: help install run secrets test lint types bench faults kills swaps scaling bench-train reproduce gate docs screenshots lock clean

@@ -8,8 +8,11 @@ once. A script is atomic, a group is not: one that is refused takes no other alo
 import asyncio
 import hashlib
 import math
+import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -50,6 +53,18 @@ class Act:
         if not self.reply.done():
             refusal.__cause__ = cause
             self.reply.set_exception(refusal)
+
+
+def _break_off(writer: asyncio.StreamWriter) -> None:
+    """What has not reached the server by now never shall.
+
+    The kernel goes on sending for a closed socket, for minutes. Where a cable was pulled for a while, a vote whose
+    voter was told to try again would come after the one that they gave since, and take its place. So the socket is
+    closed with a reset (SO_LINGER of no time), for which redis-py has no call.
+    """
+    with suppress(OSError):  # it was closed already
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 @cache
@@ -101,13 +116,14 @@ class Commits:
                 act.refuse(unreachable(error), error)
             return []
         unknown = []
+        writer = connection._writer  # redis-py forgets it as soon as something fails
         try:
             await connection.send_packed_command(b"".join([act.packed() for act in group]))
             # One limit around all replies: one around each, as redis-py sets it, costs more than the reading.
             async with asyncio.timeout(self._timeout_s):
                 for act in group:
                     try:
-                        reply = await connection.read_response(timeout=math.inf)
+                        reply = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
                     except NoScriptError:
                         unknown.append(act)
                     except ResponseError as error:
@@ -118,6 +134,7 @@ class Commits:
         except FAILURES as error:
             # Where one connection broke, those that lie idle in the pool have most likely broken too, and the pool may
             # hand one out before the event loop has seen that: after a restart each would cost somebody a refusal.
+            _break_off(writer)
             await connection.disconnect()
             await pool.disconnect(inuse_connections=False)
             for act in group:

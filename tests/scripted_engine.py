@@ -62,6 +62,7 @@ def _set_event() -> asyncio.Event:
 class ScriptedEngine:
     base_models: list[str] = field(default_factory=lambda: ["base"])
     key: str = ""
+    host: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     scripts: deque[Script] = field(default_factory=deque)
     habits: dict[str, Script] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class ScriptedEngine:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def start(self) -> None:
         app = web.Application(client_max_size=2**26, middlewares=[self._note])
@@ -135,7 +136,7 @@ class ScriptedEngine:
             app.router.add_get("/is_sleeping", self._is_sleeping)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        await web.TCPSite(self._runner, self.host, self.port, reuse_address=True).start()
 
     async def stop(self) -> None:
         """As `kill -9` does: connections end, and whatever was loaded is forgotten."""

@@ -11,7 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ async def run_recipe(
     if code == 0 and last.get("event") == "done":
         return last
     raise RecipeFailed(f"{arguments[0]} {_reason(code, last, _tail(log, began))}")
+
+
+@asynccontextmanager
+async def ended(*tasks: "asyncio.Task[Any]") -> AsyncIterator[None]:
+    """However the block ends, these tasks, which run recipes, have ended with it.
+
+    None is cancelled twice: it would break off its waiting for its process, and whether that heeds SIGTERM nobody
+    would see any more.
+    """
+    try:
+        yield
+    finally:
+        for task in tasks:
+            if not task.cancelling():  # as a gather that was cancelled has done
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _end(process: asyncio.subprocess.Process, patience_s: float) -> None:

@@ -8,7 +8,7 @@ from feedback.records import Pair
 from feedback.texts import fault_of
 from trainer import dataset, electorate, gate, guards, limits, manifest, sources
 from trainer.arbiter import Arbiter
-from trainer.child import Event, RecipeFailed, run_recipe
+from trainer.child import Event, RecipeFailed, ended, run_recipe
 from trainer.evaluation import Evaluation
 from trainer.files import write_whole
 from trainer.gate import Preflight, Verdict
@@ -56,12 +56,8 @@ async def _measure(work: Work, known: Manifest, within: Limits, *, has_earlier: 
     measuring = asyncio.create_task(Arbiter(work).run(["evaluate", *_flags(work, known, within, has_earlier)], _ignore))
     # Beside it: importing vLLM takes as long as measuring.
     loading = asyncio.create_task(_load(work))
-    try:
+    async with ended(measuring, loading):
         await asyncio.gather(measuring, loading)
-    finally:
-        for task in (measuring, loading):
-            task.cancel()
-        await asyncio.gather(measuring, loading, return_exceptions=True)
     found = Evaluation.model_validate_json((work.folder / "eval.json").read_bytes())
     preflight = loading.result()
     now = await asyncio.to_thread(manifest.describe_base, known.base.name)

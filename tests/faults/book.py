@@ -97,7 +97,8 @@ def seen(record: Json) -> tuple[About, Said]:
     kind, voter = record["object"], record["voter"]
     if kind == "vote":
         fields = {name: record.get(name) for name in ("rating", "reasons", "comment", "correction")}
-        return About("vote", (record["completion_id"],), voter), said(**fields)
+        choice = [str(record["choice"])] if record.get("choice") else []  # the crowd votes on first choices only
+        return About("vote", (record["completion_id"], *choice), voter), said(**fields)
     if kind == "preference":
         chosen, rejected = record["chosen"]["completion_id"], record["rejected"]["completion_id"]
         return About("preference", tuple(sorted((chosen, rejected))), voter), said(chosen=chosen)

@@ -22,9 +22,12 @@ from tests.scripted_engine import Script, ScriptedEngine
 
 ASKS = 0.08
 GIVES_UP = 0.1
+ASKING = ("/v1/chat/completions", "/v1/comparisons")
 PATIENCE_S = 20  # more than the gateway's own, so that its answer is waited for
 PAUSE_S = 0.2  # between two tries; the 503 suggests a second, and this crowd is a hasty one
 VOTERS_EACH = 3
+SHORT = 24
+"""Tokens of a real engine's answer: what is said is of no matter here."""
 QUIET_WITHIN_S = 120
 
 Json = dict[str, Any]
@@ -33,15 +36,21 @@ Json = dict[str, Any]
 class Crowd:
     """What its clients share: the questions, the book, and whether they may act."""
 
-    def __init__(self, http: httpx.AsyncClient, engine: ScriptedEngine, clients: int, seed: str) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, engine: ScriptedEngine | None, clients: int, seed: str, pace_s: float
+    ) -> None:
         self.http = http
+        self.pace_s = pace_s
         self.engine = engine
         self.book = Book()
         self.questions: list[Question] = []
         self.outcomes: Counter[str] = Counter()
+        self.longest_s = {"answer": 0.0, "vote": 0.0}
+        """Of all requests since this was set to nothing last."""
         self.in_flight = 0
         self.may_act = asyncio.Event()
         self._acknowledged_begun = 0.0
+        self._answered_begun = 0.0
         self._clients = [Client(self, f"{seed}/{number}") for number in range(clients)]
 
     @property
@@ -52,6 +61,10 @@ class Crowd:
         """Whether an act that was begun after `moment` (of the monotonic clock) was acknowledged."""
         return self._acknowledged_begun > moment
 
+    def has_been_answered_since(self, moment: float) -> bool:
+        """Whether a question that was asked after `moment` was answered, three times, and each is on record."""
+        return self._answered_begun > moment
+
     async def pause(self) -> None:
         """Nothing new is begun, and everything begun has come to its end."""
         self.may_act.clear()
@@ -60,12 +73,18 @@ class Crowd:
     async def send(self, method: str, path: str, body: Json | None, key: str = "") -> httpx.Response | None:
         """None where no whole answer came back."""
         self.in_flight += 1
+        began, kind = time.monotonic(), "answer" if path in ASKING else "vote"
         try:
             return await self.http.request(method, path, json=body, headers={"idempotency-key": key} if key else {})
         except httpx.TransportError:
             return None
         finally:
             self.in_flight -= 1
+            self.longest_s[kind] = max(self.longest_s[kind], time.monotonic() - began)
+
+    def answered(self, begun: float, question: Question) -> None:
+        self.questions.append(question)
+        self._answered_begun = max(self._answered_begun, begun)
 
     def acknowledge(self, act: Act, begun: float, tries: int, reply: httpx.Response) -> None:
         """A reply is a receipt: it says what was sent."""
@@ -105,6 +124,7 @@ class Client:
                 self._acting = True
                 await self._act()
                 self._acting = False
+                await asyncio.sleep(self._crowd.pace_s)
         finally:
             for task in self._kept_in_mind:
                 task.cancel()
@@ -122,6 +142,7 @@ class Client:
         """A question answered four times: by two completions and in a comparison; dropped when one does not come."""
         crowd, asked = self._crowd, [{"role": "user", "content": f"{self._mind.text()}?"}]
         answers: dict[str, str] = {}
+        begun = time.monotonic()
         for _ in range(2):
             reply = await self._told("/v1/chat/completions", {"model": "heed", "messages": asked}, 1)
             if reply is None:
@@ -133,10 +154,14 @@ class Client:
             answers |= {reply.json()["id"]: ""}
         reply = await self._told("/v1/comparisons", {"messages": asked}, 2)
         if reply is not None:
-            crowd.questions.append(Question(list(answers), reply.json()["id"]))
+            crowd.answered(begun, Question(list(answers), reply.json()["id"]))
 
     async def _told(self, path: str, body: Json, answers: int) -> httpx.Response | None:
-        self._crowd.engine.scripts.extend(Script([self._mind.text(), " ", self._mind.text()]) for _ in range(answers))
+        if self._crowd.engine is None:
+            body = {**body, "max_tokens": SHORT}
+        else:
+            scripts = (Script([self._mind.text(), " ", self._mind.text()]) for _ in range(answers))
+            self._crowd.engine.scripts.extend(scripts)
         reply = await self._crowd.send("POST", path, body)
         self._note_outcome("ask", reply)
         if reply is not None and reply.status_code == 200:
@@ -183,11 +208,17 @@ class Client:
 
 
 @asynccontextmanager
-async def crowd(url: str, engine: ScriptedEngine, clients: int, seed: str) -> AsyncIterator[Crowd]:
-    """A crowd that waits for `may_act`."""
+async def crowd(
+    url: str, engine: ScriptedEngine | None, clients: int, seed: str, key: str = "", pace_s: float = 0
+) -> AsyncIterator[Crowd]:
+    """A crowd that waits for `may_act`. `key` is a client's, where the gateway asks for one; whoever has acted rests
+    for `pace_s`."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits, trust_env=False) as http:
-        gathered = Crowd(http, engine, clients, seed)
+    async with httpx.AsyncClient(
+        base_url=url, timeout=PATIENCE_S, limits=limits, headers=headers, trust_env=False
+    ) as http:
+        gathered = Crowd(http, engine, clients, seed, pace_s)
         living = asyncio.create_task(gathered.live())
         try:
             yield gathered

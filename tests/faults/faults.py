@@ -1,7 +1,7 @@
-"""What is done to the house, as data: a row of the report each.
+"""Kills that are repeated under a large crowd, as data: a row of the report each.
 
-A further row (a stopped process, a cut network, another victim) is another Fault: what strikes, and how one sees that
-the house has mended.
+A further row is another Fault: what strikes, and how one sees that the house has mended. All parts and all harms, once
+each and with a job beside them, are in cells.py.
 """
 
 from collections.abc import Awaitable, Callable

@@ -52,7 +52,8 @@ class Strike:
 @dataclass
 class House:
     stack: Stack
-    engine: ScriptedEngine
+    engine: ScriptedEngine | None
+    """None where the engines are real."""
     supervisor: Supervisor
     operator: httpx.AsyncClient
     env: Mapping[str, str]
@@ -82,9 +83,9 @@ class House:
 
     async def audit(self, book: Book) -> Audit:
         """Everything that stands, as the public API lists it, against the book."""
-        opinions = await self._listed("/v1/votes")
+        opinions = await self.listed("/v1/votes")
         answers = {
-            one["id"]: one["choices"][0]["message"]["content"] for one in await self._listed("/v1/chat/completions")
+            one["id"]: one["choices"][0]["message"]["content"] for one in await self.listed("/v1/chat/completions")
         }
         audit = book.audit(opinions, answers)
         counted = (await self.operator.get("/v1/stats")).json()["votes"]
@@ -103,7 +104,7 @@ class House:
     def _log_of(self, name: str) -> Path:
         return self.stack.var / "logs" / f"{name}.log"
 
-    async def _listed(self, path: str) -> list[Json]:
+    async def listed(self, path: str) -> list[Json]:
         found: list[Json] = []
         after: dict[str, str] = {}
         while True:
@@ -126,17 +127,25 @@ async def house(var: Path, env: Mapping[str, str]) -> AsyncIterator[House]:
         kept = [replace(one, env={**one.env, **given}) for one in services(stack) if one.name in SERVICES]
         # Each kill is one of a service that was well: without forgiveness, pauses between restarts would grow.
         supervisor = Supervisor(kept, var / "logs", lambda *_: None, steady_s=0)
-        ready = asyncio.Event()
-        running = asyncio.create_task(supervisor.run(ready.set))
-        try:
-            await until(lambda: ready.is_set() or running.done(), "the house is ready", START_S)
-            if running.done():
-                running.result()
-            headers = {"authorization": f"Bearer {OPERATOR}"}
-            async with httpx.AsyncClient(
-                base_url=stack.gateway_url, timeout=60, headers=headers, trust_env=False
-            ) as operator:
-                yield House(stack, engine, supervisor, operator, shared_env(stack) | given)
-        finally:
-            supervisor.stop()
-            await running
+        async with run_by(supervisor, START_S), operator_of(stack) as operator:
+            yield House(stack, engine, supervisor, operator, shared_env(stack) | given)
+
+
+@asynccontextmanager
+async def run_by(supervisor: Supervisor, start_s: float) -> AsyncIterator[None]:
+    """Its services are ready when the block begins, and gone when it has ended."""
+    ready = asyncio.Event()
+    running = asyncio.create_task(supervisor.run(ready.set))
+    try:
+        await until(lambda: ready.is_set() or running.done(), "the house is ready", start_s)
+        if running.done():
+            running.result()
+        yield
+    finally:
+        supervisor.stop()
+        await running
+
+
+def operator_of(stack: Stack) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {OPERATOR}"}
+    return httpx.AsyncClient(base_url=stack.gateway_url, timeout=60, headers=headers, trust_env=False)

@@ -1,6 +1,6 @@
 """Kills under load lose no acknowledged vote and count none twice; and the harness would notice if they did.
 
-A few kills each; `make faults` strikes twenty times (docs/reliability.md).
+A few kills each; `make kills` strikes twenty times (docs/reliability.md).
 """
 
 from dataclasses import replace

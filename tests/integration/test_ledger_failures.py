@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -90,6 +91,58 @@ async def test_an_answer_that_does_not_come_is_not_called_a_vote_that_was_not_st
     assert vote.rating == "up"
     assert await own_ledger.redis.zcard(own_ledger.keys.votes) == 1
     assert await broken(own_ledger) == []
+
+
+class Cable:
+    """Between one client and a server; unplugged, it takes nothing in, and what is sent waits at the sender."""
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        self.plugged = asyncio.Event()
+        self.plugged.set()
+        self._door = socket.socket()
+        self._door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._door.bind(("127.0.0.1", 0))
+        self._door.listen()
+        self._door.setblocking(False)
+        self.port: int = self._door.getsockname()[1]
+
+    async def carry_one(self) -> None:
+        """Until the client has nothing more to say, and the server has all of it."""
+        loop = asyncio.get_running_loop()
+        client, _ = await loop.sock_accept(self._door)
+        with self._door, client, socket.socket() as server:
+            server.setblocking(False)
+            await loop.sock_connect(server, ("127.0.0.1", self._server))
+            answers = asyncio.create_task(self._carry(server, client))
+            await self._carry(client, server)
+            server.shutdown(socket.SHUT_WR)
+            await answers
+
+    async def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):
+            while data := await loop.sock_recv(source, 1024):
+                await self.plugged.wait()
+                await loop.sock_sendall(sink, data)
+
+
+async def test_a_script_that_was_under_way_when_a_cable_was_pulled_does_not_come_late(ledger: Ledger) -> None:
+    cable = Cable(int(ledger.settings.ledger_url.rpartition(":")[2].split("/")[0]))
+    carrying = asyncio.create_task(cable.carry_one())
+    cut_off = open_ledger(settings_of(cable.port))
+    script = "return redis.call('SET', KEYS[1], #ARGV[1])"
+    await cut_off.run(script, ["before"], ["x"])
+
+    cable.plugged.clear()
+    with pytest.raises(LedgerUnavailable, match="is not known"):
+        await cut_off.run(script, ["late"], ["x" * 30_000])  # more than the far side takes in
+    cable.plugged.set()
+    await carrying
+
+    assert await ledger.redis.exists("before") == 1
+    assert await ledger.redis.exists("late") == 0
+    await cut_off.close()
 
 
 async def test_where_no_connection_comes_about_nothing_was_stored() -> None:
