@@ -107,10 +107,10 @@ class SpreadHouse(House):
         return str((await self.operator.post("/v1/fine_tuning/jobs", json=body)).raise_for_status().json()["id"])
 
     async def stage_of(self, job: str) -> str:
-        """The job's last word that is no number."""
+        """The last that it told of. An evaluation tells its end alone, so it is under way when training is done."""
         events = (await self.told(f"/v1/fine_tuning/jobs/{job}/events?limit=100") or {"data": []})["data"]
-        stages = (one["data"]["stage"] for one in events if "stage" in (one.get("data") or {}))
-        return str(next(stages, "taken up"))
+        told = [one["data"] for one in events if "stage" in (one.get("data") or {})]
+        return f"{told[0]['stage']}{' done' if 'seconds' in told[0] else ''}" if told else "taken up"
 
     async def unsettled(self) -> list[str]:
         """What is wrong with what answers: the pointer, the record it points at, and the answers themselves."""
