@@ -20,13 +20,17 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def readyz(here: Here) -> JSONResponse:
+async def readyz(
+    here: Here,
+    chat: Annotated[bool, Query(description="Of answers alone, which are given while the ledger is down.")] = False,
+) -> JSONResponse:
     """200 when a chat with every served model would be answered and recorded now; else 503 and why."""
     routing, why = here.routing, dict(here.hotswap.trouble)
-    try:
-        await adapters.serving(here.ledger())
-    except LedgerUnavailable as error:
-        why["ledger"] = str(error)
+    if not chat:
+        try:
+            await adapters.serving(here.ledger())
+        except LedgerUnavailable as error:
+            why["ledger"] = str(error)
     if not any(replica.is_up for replica in routing.replicas):
         why.setdefault("engine", "none answers yet")
     models: dict[str, Any] = {}
@@ -38,7 +42,8 @@ async def readyz(here: Here) -> JSONResponse:
             why.setdefault(model, f"{live or 'what is live'} is not loaded yet")
     if here.hotswap.is_going:
         why["gateway"] = "it is going: it ends what it has begun and takes no new connections"
-    is_ready = not ({"ledger", "gateway", *here.settings.models} & why.keys())
+    needs = {"gateway", *here.settings.models} | (set() if chat else {"ledger"})
+    is_ready = not needs & why.keys()
     engines = {replica.name: "up" if replica.is_up else replica.why_down for replica in routing.replicas}
     body = {"status": "ready" if is_ready else "not ready", "models": models, "engines": engines, "trouble": why}
     return JSONResponse(body, 200 if is_ready else 503)

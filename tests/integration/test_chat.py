@@ -183,6 +183,7 @@ async def test_an_engine_that_stays_away_is_503_with_retry_after(ledger: Ledger,
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_unavailable")
         assert int(reply.headers["retry-after"]) > 0
         assert (await gateway.http.get("/readyz")).status_code == 503
+        assert (await gateway.http.get("/readyz?chat=true")).status_code == 503
         assert (await gateway.http.get("/healthz")).status_code == 200
 
 
@@ -203,6 +204,7 @@ async def test_without_its_ledger_the_gateway_answers_and_says_so(tmp_path: Path
             assert (voted.status_code, voted.json()["error"]["code"]) == (503, "ledger_unavailable")
             assert await gateway.count("heed_unrecorded_total") == 2
             assert (await gateway.http.get("/readyz")).status_code == 503
+            assert (await gateway.http.get("/readyz?chat=true")).status_code == 200
     await ledger.close()
 
 

@@ -164,6 +164,20 @@ async def test_an_engine_that_hangs_is_left_out_and_holds_up_no_swap(
         await until(lambda: both_hold(gateway, adapter), "it has caught up")
 
 
+async def test_an_engine_whose_name_leads_nowhere_yet_holds_up_neither_the_start_nor_a_swap(
+    ledger: Ledger, tmp_path: Path, engines: list[ScriptedEngine]
+) -> None:
+    named = f"{engines[0].url},http://engine-1.invalid:8000"
+    async with running_gateway(ledger, tmp_path, engines[0], engines=named, **QUICK) as gateway:
+        adapter = await gateway.register(1, b"one")
+
+        promoted = await gateway.promote(adapter)
+
+        assert promoted.json()["live"] == adapter
+        assert (await gateway.chat()).json()["model"] == adapter
+        assert await is_state(gateway, 1, "down")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_an_engine_that_hangs_has_not_begun_to_answer_another_answers(
     ledger: Ledger, tmp_path: Path, engines: list[ScriptedEngine], stream: bool
