@@ -1,4 +1,4 @@
-"""What dashboards and alerts ask for is what gateway and vLLM count, in the one query language there is."""
+"""What dashboards, alerts and autoscalers ask for is what gateway and vLLM count, in the one query language there is."""
 
 import json
 import re
@@ -21,6 +21,7 @@ FOLDER = ROOT / "deploy" / "observability"
 DASHBOARDS = sorted((FOLDER / "grafana" / "dashboards").glob("*.json"))
 RULES = yaml.safe_load((FOLDER / "prometheus" / "rules.yaml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
+ADAPTER = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "autoscaling" / "adapter.yaml").read_text())
 
 Json = dict[str, Any]
 Labels = dict[str, set[str]]
@@ -67,6 +68,8 @@ def panels(path: Path) -> list[Json]:
 def asked() -> Iterator[str]:
     """Each expression, Grafana's variables filled in."""
     yield from (alert["expr"] for alert in ALERTS)
+    # Of the autoscalers; namespace and pod are Prometheus's own labels.
+    yield from (rule["seriesQuery"].partition("{")[0] for rule in ADAPTER["rules"]["custom"])
     for path in DASHBOARDS:
         for panel in panels(path):
             for target in panel["targets"]:
