@@ -24,7 +24,7 @@ Manifests = dict[tuple[str, str], Json]
 
 
 def rendered(overlay: Mapping[str, str]) -> Manifests:
-    """What kustomize makes of an overlay of these files, by their paths, that lies beside ours. Raises AssertionError."""
+    """What kustomize makes of an overlay of these files, by path, that lies beside ours. Raises AssertionError."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "kubernetes"
         shutil.copytree(FOLDER, folder)

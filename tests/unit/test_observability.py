@@ -1,4 +1,4 @@
-"""What dashboards, alerts and autoscalers ask for is what gateway and vLLM count, in the one query language there is."""
+"""What dashboards, alerts and autoscalers ask for is what gateway and vLLM count, in their one query language."""
 
 import json
 import re
