@@ -74,7 +74,7 @@ def pod(manifest: Json) -> Json:
 
 
 def told(container: Json, found: Manifests) -> dict[str, str]:
-    """The environment that a container gets from its manifest and the ConfigMaps; of a Secret, where it is."""
+    """The environment that a container gets from its manifest and the ConfigMaps; of a Secret, its name and the key."""
     env: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         if "configMapRef" in source:
@@ -85,7 +85,11 @@ def told(container: Json, found: Manifests) -> dict[str, str]:
             )
             env |= data
     for given in container.get("env", ()):
-        env[given["name"]] = given["value"] if "value" in given else str(given["valueFrom"])
+        if "valueFrom" in given:
+            secret = given["valueFrom"]["secretKeyRef"]
+            env[given["name"]] = f"{secret['name']}/{secret['key']}"
+        else:
+            env[given["name"]] = given["value"]
     return env
 
 

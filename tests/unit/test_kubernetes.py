@@ -213,12 +213,14 @@ def test_only_the_gateway_reaches_the_engines_and_only_our_processes_the_ledger(
 
 def test_keys_come_from_secrets_that_are_not_here() -> None:
     found = manifests("gpu", "external-redis")
+    made = re.findall(r"--from-file=secrets/(\w+)", (ROOT / "docs/kubernetes.md").read_text())
     volumes = {volume["name"]: volume for volume in pod(found["Deployment", "gateway"])["volumes"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in named(found, "gateway")["volumeMounts"]}
 
     assert not [name for kind, name in found if kind == "Secret"]
     assert volumes["keys"]["secret"]["secretName"] == "heed-keys"
     assert mounts["keys"] == told(named(found, "gateway"), found)["HEED_SECRETS"]
+    assert made == [secret["source"] for secret in services("cpu")["gateway"]["secrets"]]
 
 
 def test_a_gateway_gets_requests_when_it_can_answer_and_goes_after_they_have_ended() -> None:
@@ -287,12 +289,14 @@ def test_an_autoscaler_asks_for_what_the_adapter_gives() -> None:
 
 def test_a_redis_of_somebody_else_takes_the_place_of_ours() -> None:
     found = manifests("gpu", "external-redis")
+    page = (ROOT / "docs/kubernetes.md").read_text()
 
+    assert set(re.findall(r"--from-literal=(\w+)=", page)) == {"ledger", "broker"}
     assert not [name for _, name in found if name in ("ledger", "broker")]
     for name in ("gateway", "worker-training", "beat"):
-        assert "heed-redis" in told(named(found, name), found)["HEED_LEDGER_URL"]
+        assert told(named(found, name), found)["HEED_LEDGER_URL"] == "heed-redis/ledger"
     for name in ("worker-training", "beat"):
-        assert "heed-redis" in told(named(found, name), found)["HEED_BROKER_URL"]
+        assert told(named(found, name), found)["HEED_BROKER_URL"] == "heed-redis/broker"
         assert "readinessProbe" not in named(found, name)
 
 
