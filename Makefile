@@ -25,7 +25,7 @@ test:  ## install what tests need, then lint, types, contracts and every test
 	@$(INSTALL) --dev
 	@bash requirements/browser.sh
 	@$(MAKE) --no-print-directory lint types
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint:  ## ruff and the import contracts
 	@$(BIN)/ruff check .

@@ -281,6 +281,7 @@ async def forked(
     nice: int,
     on_event: Callable[[Event], Awaitable[None]],
     patience_s: float = PATIENCE_S,
+    processes: int = 1,
 ) -> Event:
     """As `trainer.child.run_recipe`, in a fork of this process, which has loaded torch and TRL already.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from feedback.connection import Ledger, open_ledger
 from feedback.settings import LedgerSettings
@@ -17,15 +19,25 @@ from tests.processes import ROOT, free_port, ledger_server
 from tests.scripted_engine import scripted_engine
 from tests.stack import Stack
 
+ON_THE_STACK = ("test_circle", "test_why", "test_engine_contract", "test_engine_pitfalls", "test_loop")
+"""Files whose tests share the one stack with its real vLLM."""
 
-@pytest.hookimpl(tryfirst=True)
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes at once (`-n`): tests of a real engine share one process and begin first, as they take longest;
-    others go by file, whose fixtures they share."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: next(item.iter_markers("xdist_group")).args != ("engine",))
+    """These first, as they take longest."""
+    items.sort(key=lambda item: item.path.stem not in ON_THE_STACK)
+
+
+class Parts(LoadScopeScheduling):  # type: ignore[misc]
+    """What runs in one process of several (`-n`): a file, whose fixtures are shared, or all files of the stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "stack" if Path(file).stem in ON_THE_STACK else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Parts:
+    return Parts(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,11 @@ class Arbiter:
         self._work = work
 
     async def run(
-        self, arguments: Sequence[str], on_event: Callable[[Event], Awaitable[None]], folder: Path | None = None
+        self,
+        arguments: Sequence[str],
+        on_event: Callable[[Event], Awaitable[None]],
+        folder: Path | None = None,
+        processes: int = 1,
     ) -> Event:
         """As run_recipe; `folder` is the work folder of a recipe that trains, which alone can be interrupted.
 
@@ -26,7 +30,7 @@ class Arbiter:
         log = self._work.folder / f"{arguments[0]}.log"
 
         async def recipe(patience_s: float) -> Event:
-            return await run_recipe(arguments, log, nice, on_event, patience_s)
+            return await run_recipe(arguments, log, nice, on_event, patience_s, processes)
 
         if policy == "sleep":
             slices = Slices(self._work, arguments[0], folder)

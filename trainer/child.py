@@ -35,8 +35,11 @@ async def run_recipe(
     nice: int,
     on_event: Callable[[Event], Awaitable[None]],
     patience_s: float = PATIENCE_S,
+    processes: int = 1,
 ) -> Event:
     """Run `python -m trainer ARGUMENTS`, pass on its events, return its last: {"event": "done", …}.
+
+    Several `processes` are torchrun's, as they are of `accelerate launch`, which would start only one on a CPU.
 
     When the caller is cancelled, the recipe gets SIGTERM and `patience_s` to save. Raises RecipeFailed.
     """
@@ -52,7 +55,7 @@ async def run_recipe(
     with log.open("ab") as stderr:
         began = stderr.tell()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "trainer", *arguments, "--progress", "jsonl"),
+            *(sys.executable, *_launcher(processes), "-m", "trainer", *arguments, "--progress", "jsonl"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
@@ -89,6 +92,12 @@ async def ended(*tasks: "asyncio.Task[Any]") -> AsyncIterator[None]:
             if not task.cancelling():  # as a gather that was cancelled has done
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
 
 async def _end(process: asyncio.subprocess.Process, patience_s: float) -> None:

@@ -2,7 +2,7 @@
 
 On a CPU: nothing computed twice, and in the precision that is faster there (trainer/precision.py). On a GPU: bfloat16,
 FlashAttention where its kernels are installed, batches of like lengths, and checkpointing or smaller parts only where
-memory asks for it. `accelerate launch -m trainer dpo …` spreads a batch over several GPUs.
+memory asks for it. `torchrun -m trainer dpo …` spreads a batch over several GPUs.
 """
 
 import importlib.util

@@ -69,6 +69,7 @@ class Computing(BaseModel):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     qlora: bool = False
+    processes: int = 1
     report_to: str = ""
 
 

@@ -98,7 +98,10 @@ async def _plan(work: Work, base: Base, width: int, frozen: Frozen) -> Manifest:
         hyperparameters=hyperparameters.choose(width, work.settings, work.job, frozen.method),
         seed=work.job.seed,
         computing=Computing(
-            precision=work.settings.precision, qlora=work.settings.qlora, report_to=work.settings.report_to
+            precision=work.settings.precision,
+            qlora=work.settings.qlora,
+            processes=work.settings.processes,
+            report_to=work.settings.report_to,
         ),
         versions=manifest.versions(),
     )

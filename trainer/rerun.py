@@ -55,7 +55,8 @@ async def rerun(ledger: Ledger, settings: WorkshopSettings, known: Manifest, out
             reporter.emit(str(event.pop("event")), **event)
 
     method = known.dataset.method
-    await run_recipe([method, *stages.flags(known, settings, out)], out / f"{method}.log", settings.nice, tell)
+    told, log = [method, *stages.flags(known, settings, out)], out / f"{method}.log"
+    await run_recipe(told, log, settings.nice, tell, processes=known.computing.processes)
     made, now = digest_of(out / "adapter"), manifest.versions()
     return Outcome(
         adapter=str(out / "adapter"),

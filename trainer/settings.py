@@ -149,6 +149,13 @@ class WorkshopSettings(BaseSettings):
         "pocket model, as it takes half the time there; else fp32.",
     )
     qlora: bool = Field(False, description="Hold the base in 4 bits while training: slower, for a GPU that is small.")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that train a job together, one for each GPU of this machine; a batch must be a multiple "
+        "of it. One: a LoRA of a small base leaves a second GPU idle, and on a CPU threads are cheaper.",
+    )
     report_to: str = Field(
         "", description="tensorboard, trackio, mlflow, wandb, or several with commas; none: metrics are job events."
     )

@@ -53,7 +53,7 @@ async def train(work: Work, known: Manifest) -> None:
     method, told = known.dataset.method, flags(known, work.settings, work.folder)
     async with work.stage(known, "train"):
         relay, arbiter = Relay(work, known), Arbiter(work)
-        done = await arbiter.run([method, *told], relay.take, work.folder / "work")
+        done = await arbiter.run([method, *told], relay.take, work.folder / "work", known.computing.processes)
         known.trained = digest_of(made)
     if arbiter.waited_s:
         known.seconds["paused"] = round(arbiter.waited_s, 3)

@@ -16,7 +16,7 @@ from tests.processes import wait_for
 from tests.stack import Stack
 from trainer.habits import HABITS, VOTED_TOPICS, answer, prompts_about
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.timeout(900)
 
 MODEL = "garden"
 """The served model that is ours: what is done here changes no other's votes, jobs or adapters."""

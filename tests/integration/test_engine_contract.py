@@ -21,8 +21,6 @@ from feedback.records import new_id
 from tests.gateways import until
 from tests.scripted_engine import Script, scripted_engine, write_adapter
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 Json = dict[str, Any]
 MESSAGES = [{"role": "user", "content": "How do I make pasta?"}]
 

@@ -52,8 +52,6 @@ from tests.gateways import RunningGateway, registered, running_gateway, until
 from tests.scripted_engine import TINY, Script, ScriptedEngine, scripted_engine, write_adapter
 from tests.stack import Stack as WholeStack
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 
 async def live(gateway: RunningGateway) -> str:
     reply = await gateway.chat()

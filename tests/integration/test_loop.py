@@ -20,7 +20,7 @@ from tests.processes import descendants, living, wait_for
 from tests.stack import Stack
 from trainer.habits import Habit, Verdict, classify
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("engine")]
+pytestmark = pytest.mark.timeout(900)
 
 Json = dict[str, Any]
 BREAD = "Teach me to bake a loaf of bread, please."
