@@ -204,8 +204,13 @@ async def test_without_its_ledger_the_gateway_answers_and_says_so(tmp_path: Path
             assert (voted.status_code, voted.json()["error"]["code"]) == (503, "ledger_unavailable")
             assert await gateway.count("heed_unrecorded_total") == 2
             assert (await gateway.http.get("/readyz")).status_code == 503
+            await until(lambda: _is_told(gateway, "ledger"), "those who swap have seen it too")
             assert (await gateway.http.get("/readyz?chat=true")).status_code == 200
     await ledger.close()
+
+
+async def _is_told(gateway: RunningGateway, trouble: str) -> bool:
+    return trouble in (await gateway.http.get("/readyz?chat=true")).json()["trouble"]
 
 
 async def test_only_known_parameters_reach_the_engine(gateway: RunningGateway) -> None:
