@@ -23,8 +23,8 @@ def unreachable(error: BaseException) -> LedgerUnavailable:
 def refused_or_lost(error: BaseException) -> LedgerUnavailable:
     if isinstance(error, _OF_A_CLUSTER):
         return LedgerUnavailable(
-            f"HEED_LEDGER_URL leads to a Redis cluster ({_name(error)}), which cannot be the ledger; nothing was stored. "
-            "One server works, or Sentinels (redis+sentinel://)"
+            f"HEED_LEDGER_URL leads to a Redis cluster ({_name(error)}), which cannot be the ledger; nothing was "
+            "stored. One server works, or Sentinels (redis+sentinel://)"
         )
     if isinstance(error, ResponseError):
         return LedgerUnavailable(f"the ledger refused the request ({_name(error)}); nothing was stored; try again")

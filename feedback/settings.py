@@ -22,8 +22,8 @@ class LedgerSettings(BaseSettings):
     var: Path = Field(Path("var"), description="Where state lives; `heed check` looks for the live adapter there.")
     ledger_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="Redis that keeps completions, votes, pairs, jobs and adapters: redis://HOST:PORT/DB, rediss:// with "
-        "TLS, or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB (docs/serving.md).",
+        description="Redis that keeps completions, votes, pairs, jobs and adapters: redis://HOST:PORT/DB, rediss:// "
+        "with TLS, or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB (docs/serving.md).",
     )
     redis_ca: Path | None = Field(
         None,
