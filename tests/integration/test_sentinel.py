@@ -9,10 +9,10 @@ import pytest
 from celery import Celery
 
 from feedback import completions, votes
+from feedback.ballots import Opinion
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.errors import LedgerUnavailable
-from feedback.records import Opinion
 from feedback.settings import LedgerSettings
 from tests.integration.test_ledger import recorded
 from tests.processes import free_port, ledger_server, running, wait_for
