@@ -19,8 +19,11 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.retry import Retry as BlockingRetry
 
 SENTINEL_PORT = 26379
+ASK_ONCE = BlockingRetry(NoBackoff(), 0)
+"""For what blocks, as Celery does. redis-py else asks a Sentinel that is gone for seconds before it asks the next."""
 _SERVERS = ("redis", "rediss", "unix")
 _SENTINELS = ("redis+sentinel", "rediss+sentinel")
 _WORKS = (

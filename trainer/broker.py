@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from feedback.address import tls, watched
+from feedback.address import ASK_ONCE, tls, watched
 
 SENTINEL_TIMEOUT_S = 1.0
 """A Sentinel answers from memory; the next one is asked instead."""
@@ -27,6 +27,7 @@ def broker(url: str, authorities: Path | None) -> dict[str, Any]:
             "master_name": place.name,
             "sentinel_kwargs": {
                 "password": place.sentinel_password,
+                "retry": ASK_ONCE,
                 "socket_timeout": SENTINEL_TIMEOUT_S,
                 "socket_connect_timeout": SENTINEL_TIMEOUT_S,
                 **secure,
