@@ -47,7 +47,7 @@ class Watched:
 
 def watched(url: str) -> Watched | None:
     """None where the URL is a server's own. Raises ValueError for one that is neither; it never quotes a password."""
-    scheme = url.partition("://")[0]
+    scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in _SERVERS:
         if "," in urlsplit(url).netloc.rpartition("@")[2]:
             raise ValueError(

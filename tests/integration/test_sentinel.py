@@ -14,6 +14,7 @@ from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
 from feedback.errors import LedgerUnavailable
 from feedback.settings import LedgerSettings
+from tests.doors import door
 from tests.integration.test_ledger import recorded
 from tests.processes import free_port, ledger_server, running, wait_for
 from tests.sentinels import IN_URL, replicated, watched
@@ -129,12 +130,8 @@ async def test_a_server_that_became_a_replica_is_left_for_the_one_that_its_addre
     with ledger_server(tmp_path / "before", before), ledger_server(tmp_path / "after", after):
         leads_to = [before]
 
-        async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there, answers = await asyncio.open_connection("127.0.0.1", leads_to[0])
-            await asyncio.gather(carry(reader, answers), carry(there, writer))
-
-        async with await asyncio.start_server(lead, "127.0.0.1") as name:
-            ledger = open_ledger(LedgerSettings(ledger_url=f"redis://127.0.0.1:{name.sockets[0].getsockname()[1]}/0"))
+        async with door(lambda: leads_to[0]) as port:
+            ledger = open_ledger(LedgerSettings(ledger_url=f"redis://127.0.0.1:{port}/0"))
             asked = await recorded(ledger, "q", "one")
             await ledger.redis.replicaof("127.0.0.1", str(after))
             leads_to[0] = after
@@ -143,13 +140,6 @@ async def test_a_server_that_became_a_replica_is_left_for_the_one_that_its_addre
                 await votes.cast(ledger, completion_id=asked.id, rating="up", voter="ann")
             assert (await completions.get(ledger, (await recorded(ledger, "q", "two")).id)).choices
             await ledger.close()
-
-
-async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
 
 
 async def test_a_cluster_is_refused_with_a_sentence(tmp_path: Path) -> None:
