@@ -78,7 +78,8 @@ async def test_votes_and_nudges_go_on_after_a_failover_and_no_acknowledged_vote_
 
             nudger = Celery("nudger")
             nudger.conf.update(broker(house.url(1), None))
-            nudger.send_task("trainer.sweep", queue="schedule")
+            with nudger.connection_for_write() as connection:
+                nudger.send_task("trainer.sweep", queue="schedule", connection=connection)
             nudger.close()
             is_swept = "Task trainer.sweep["
             await asyncio.to_thread(

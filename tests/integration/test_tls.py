@@ -55,7 +55,7 @@ async def managed(tmp_path: Path) -> AsyncIterator[Managed]:
 async def test_a_ledger_behind_tls_takes_votes_and_back_ups_and_an_answer_that_does_not_come_is_not_waited_for(
     managed: Managed, tmp_path: Path
 ) -> None:
-    settings = LedgerSettings(ledger_url=managed.url(0), redis_ca=managed.ca, ledger_timeout_s=1, var=tmp_path)
+    settings = LedgerSettings(ledger_url=managed.url(0), redis_ca=managed.ca, ledger_timeout_s=3, var=tmp_path)
     ledger = open_ledger(settings)
     asked = await recorded(ledger, "q", "one")
 
@@ -99,7 +99,6 @@ async def test_a_broker_behind_tls_takes_nudges(managed: Managed) -> None:
 def nudge(url: str, ca: Path | None) -> None:
     app = Celery("nudger")
     app.conf.update(broker(url, ca))
-    try:
-        app.send_task("trainer.sweep", queue="schedule", retry=False)
-    finally:
-        app.close()
+    with app.connection_for_write() as connection:  # of its own: Celery's pools would hand out that of a test before
+        app.send_task("trainer.sweep", queue="schedule", retry=False, connection=connection)
+    app.close()
