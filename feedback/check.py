@@ -212,7 +212,10 @@ async def _canary(ledger: Ledger) -> AsyncIterator[str]:
 async def _durability(ledger: Ledger) -> AsyncIterator[str]:
     promised = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
     for name, value in promised.items():
-        found = (await ledger.reply(ledger.redis.config_get(name))).get(name)
+        try:
+            found = (await ledger.redis.config_get(name)).get(name)
+        except ResponseError:  # managed services tell nobody
+            return
         if found != value:
             yield f"the ledger's server runs with {name} {found}; votes are only safe with {name} {value}"
 

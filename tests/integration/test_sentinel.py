@@ -109,21 +109,23 @@ async def test_a_vote_is_acknowledged_when_the_replica_has_it_and_one_given_agai
     with replicated(tmp_path, 1) as servers:
         primary, replica = servers
         url = f"redis://:{IN_URL}@127.0.0.1:{primary}/0"
-        ledger = open_ledger(LedgerSettings(ledger_url=url, ledger_timeout_s=0.5, ledger_replicas=1))
-        asked = await recorded(ledger, "q", "one")
+        settings = LedgerSettings(ledger_url=url, ledger_timeout_s=1, ledger_replicas=1)
+        one, another = open_ledger(settings), open_ledger(settings)
+        asked = await recorded(one, "q", "one")
         servers[replica].send_signal(signal.SIGSTOP)
         try:
-            for _ in range(2):
+            for ledger in (one, another):
                 with pytest.raises(LedgerUnavailable, match="a failover could lose it"):
                     await votes.cast(ledger, completion_id=asked.id, rating="up", voter="ann")
-            assert (await completions.get(ledger, (await recorded(ledger, "q", "two")).id)).choices
+            assert (await completions.get(one, (await recorded(one, "q", "two")).id)).choices
         finally:
             servers[replica].send_signal(signal.SIGCONT)
 
-        _, is_changed = await votes.cast(ledger, completion_id=asked.id, rating="up", voter="ann")
+        _, is_changed = await votes.cast(another, completion_id=asked.id, rating="up", voter="ann")
         assert not is_changed
-        assert [sentence async for sentence in violations(ledger)] == []
-        await ledger.close()
+        assert [sentence async for sentence in violations(one)] == []
+        await one.close()
+        await another.close()
 
 
 async def test_a_server_that_became_a_replica_is_left_for_the_one_that_its_address_leads_to_now(tmp_path: Path) -> None:

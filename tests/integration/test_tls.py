@@ -1,4 +1,5 @@
-"""Ledger and broker behind TLS, as managed Redis is: with a password, and an authority of its own."""
+"""Ledger and broker behind TLS, as managed Redis is: with a password, an authority of its own, and no word
+about its settings."""
 
 import asyncio
 import signal
@@ -15,6 +16,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 
 from feedback import backup, votes
+from feedback.check import violations
 from feedback.connection import open_ledger
 from feedback.errors import LedgerUnavailable
 from feedback.settings import LedgerSettings
@@ -46,8 +48,9 @@ async def managed(tmp_path: Path) -> AsyncIterator[Managed]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
     port = free_port()
+    options = {"requirepass": PASSWORD, "rename-command": 'CONFIG ""'}
 
-    with ledger_server(tmp_path / "managed", port, {"requirepass": PASSWORD}) as server:
+    with ledger_server(tmp_path / "managed", port, options) as server:
         async with door(lambda: port, context) as entrance:
             yield Managed(entrance, port, server, ca)
 
@@ -70,6 +73,7 @@ async def test_a_ledger_behind_tls_takes_votes_and_back_ups_and_an_answer_that_d
     assert vote.rating == "down"
     made = await backup.make(ledger, str(tmp_path / "kept"))
     assert made.counts["heed"]["votes"] == 1
+    assert [sentence async for sentence in violations(ledger)] == []
     await ledger.close()
 
 
