@@ -48,9 +48,10 @@ async def managed(tmp_path: Path) -> AsyncIterator[Managed]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
     port = free_port()
-    options = {"requirepass": PASSWORD, "rename-command": 'CONFIG ""'}
 
-    with ledger_server(tmp_path / "managed", port, options) as server:
+    with ledger_server(tmp_path / "managed", port, {"requirepass": PASSWORD}) as server:
+        with Redis(port=port, password=PASSWORD) as owner:
+            owner.execute_command("ACL", "SETUSER", "default", "-config")
         async with door(lambda: port, context) as entrance:
             yield Managed(entrance, port, server, ca)
 
