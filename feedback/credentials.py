@@ -95,7 +95,7 @@ async def create(
             created=ledger.clock(),
         )
         keys = [ledger.keys.credentials, ledger.keys.credentials_version]
-        if await ledger.run(CREATE, keys, [made.id, made.model_dump_json()]):
+        if await ledger.keep(CREATE, keys, [made.id, made.model_dump_json()]):
             return made, key
 
 
@@ -125,7 +125,7 @@ async def _change(ledger: Ledger, credential_id: str, change: Mapping[str, float
             return found
         changed = found.model_copy(update=dict(change))
         keys = [ledger.keys.credentials, ledger.keys.credentials_version]
-        if await ledger.run(REPLACE, keys, [credential_id, text, changed.model_dump_json()]):
+        if await ledger.keep(REPLACE, keys, [credential_id, text, changed.model_dump_json()]):
             return changed
 
 
