@@ -16,6 +16,8 @@ IN_URL = "p%40ss%2Fw%3Ard"
 WATCHERS = "watchers"
 """The Sentinels' own password."""
 DOWN_AFTER_MS = 1000
+AT_ONCE = {"shutdown-timeout": "0"}
+"""A primary that ends waits for no replica to catch up; 10 s else."""
 CONFIG = """
 port {port}
 bind 127.0.0.1
@@ -54,7 +56,9 @@ def replicated(directory: Path, replicas: int) -> Iterator[dict[int, subprocess.
         for port in ports:
             role = {} if port == ports[0] else {"replicaof": f"127.0.0.1 {ports[0]}"}
             servers[port] = house.enter_context(
-                ledger_server(directory / str(port), port, {**secret, **role, "repl-diskless-sync-delay": "0"})
+                ledger_server(
+                    directory / str(port), port, {**secret, **role, **AT_ONCE, "repl-diskless-sync-delay": "0"}
+                )
             )
         for port in ports[1:]:
             wait_for(lambda port=port: _is_caught_up(port), "the replica has caught up", 30)  # type: ignore[misc]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from feedback import completions, votes
+from feedback import completions, credentials, votes
 from feedback.ballots import Opinion
 from feedback.check import violations
 from feedback.connection import Ledger, open_ledger
@@ -17,7 +17,7 @@ from feedback.settings import LedgerSettings
 from tests.doors import door
 from tests.integration.test_ledger import recorded
 from tests.processes import free_port, ledger_server, running, wait_for
-from tests.sentinels import IN_URL, replicated, watched
+from tests.sentinels import AT_ONCE, IN_URL, replicated, watched
 from trainer.broker import broker
 
 TIMEOUT_S = 2
@@ -112,15 +112,19 @@ async def test_a_vote_is_acknowledged_when_the_replica_has_it_and_one_given_agai
         settings = LedgerSettings(ledger_url=url, ledger_timeout_s=1, ledger_replicas=1)
         one, another = open_ledger(settings), open_ledger(settings)
         asked = await recorded(one, "q", "one")
+        credential, _ = await credentials.create(one, "the web shop", "client")
         servers[replica].send_signal(signal.SIGSTOP)
         try:
             for ledger in (one, another):
                 with pytest.raises(LedgerUnavailable, match="a failover could lose it"):
                     await votes.cast(ledger, completion_id=asked.id, rating="up", voter="ann")
+                with pytest.raises(LedgerUnavailable, match="a failover could lose it"):
+                    await credentials.revoke(ledger, credential.id)
             assert (await completions.get(one, (await recorded(one, "q", "two")).id)).choices
         finally:
             servers[replica].send_signal(signal.SIGCONT)
 
+        assert (await credentials.revoke(another, credential.id)).revoked is not None
         _, is_changed = await votes.cast(another, completion_id=asked.id, rating="up", voter="ann")
         assert not is_changed
         assert [sentence async for sentence in violations(one)] == []
@@ -130,7 +134,7 @@ async def test_a_vote_is_acknowledged_when_the_replica_has_it_and_one_given_agai
 
 async def test_a_server_that_became_a_replica_is_left_for_the_one_that_its_address_leads_to_now(tmp_path: Path) -> None:
     before, after = free_port(), free_port()
-    with ledger_server(tmp_path / "before", before), ledger_server(tmp_path / "after", after):
+    with ledger_server(tmp_path / "before", before), ledger_server(tmp_path / "after", after, AT_ONCE):
         leads_to = [before]
 
         async with door(lambda: leads_to[0]) as port:
