@@ -50,16 +50,12 @@ class House:
 def replicated(directory: Path, replicas: int) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
     """Servers by their ports, the primary first; its replicas have caught up."""
     ports = [free_port() for _ in range(replicas + 1)]
-    secret = {"requirepass": PASSWORD, "masterauth": PASSWORD}
+    options = {"requirepass": PASSWORD, "masterauth": PASSWORD, "repl-diskless-sync-delay": "0", **AT_ONCE}
     with ExitStack() as house:
         servers = {}
         for port in ports:
             role = {} if port == ports[0] else {"replicaof": f"127.0.0.1 {ports[0]}"}
-            servers[port] = house.enter_context(
-                ledger_server(
-                    directory / str(port), port, {**secret, **role, **AT_ONCE, "repl-diskless-sync-delay": "0"}
-                )
-            )
+            servers[port] = house.enter_context(ledger_server(directory / str(port), port, {**options, **role}))
         for port in ports[1:]:
             wait_for(lambda port=port: _is_caught_up(port), "the replica has caught up", 30)  # type: ignore[misc]
         yield servers
