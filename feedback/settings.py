@@ -250,6 +250,11 @@ class LedgerSettings(BaseSettings):
         watched(url)
         return url
 
+    @field_validator("redis_ca", mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        return value or None
+
     @property
     def archive_address(self) -> str:
         return self.archive or str(self.var.absolute() / "archive")

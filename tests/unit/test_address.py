@@ -64,6 +64,12 @@ def test_a_gateway_that_is_refused_its_ledger_says_no_password() -> None:
     assert "secret" not in said.stderr
 
 
+def test_authorities_without_a_name_are_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEED_REDIS_CA", "")
+
+    assert LedgerSettings().redis_ca is None
+
+
 def test_celery_is_told_the_same_in_its_own_words() -> None:
     told = broker(SENTINELS.replace("redis+", "rediss+"), None)
 
