@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import feedback.archive
 import feedback.backup
+from feedback.address import without_secrets
 from feedback.archive import Moved
 from feedback.backup import Manifest
 from feedback.check import violations
@@ -113,7 +114,8 @@ def _asked(settings: LedgerSettings, question: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(question)
     except LedgerUnavailable as error:
-        typer.echo(f"The ledger at {settings.ledger_url} does not answer; is `make run` running? ({error})", err=True)
+        place = without_secrets(settings.ledger_url)
+        typer.echo(f"The ledger at {place} does not answer; is `make run` running? ({error})", err=True)
     except ArchiveUnavailable as error:
         typer.echo(f"The archive at {settings.archive_address}: {error} ({error.__cause__})", err=True)
     raise typer.Exit(2)

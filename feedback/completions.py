@@ -368,7 +368,7 @@ async def _forget(ledger: Ledger, completion_id: str, owner: str) -> bool:
         ledger.keys.archive_dirty,
         ledger.keys.archive_unvoted,
     ]
-    return bool(await ledger.run(FORGET, keys, [completion_id]))
+    return bool(await ledger.keep(FORGET, keys, [completion_id]))
 
 
 async def upgrade(ledger: Ledger) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 
+from feedback.address import open_pool
 from feedback.commits import Argument, Commits
 from feedback.failures import FAILURES, refused_or_lost
 from feedback.keys import Keys
@@ -45,6 +44,10 @@ class Ledger:
         """Run a Lua script atomically, in one trip with others that are waiting to be run."""
         return await self.commits.run(script, list(keys), list(args))
 
+    async def keep(self, script: str, keys: Iterable[str], args: Iterable[Argument]) -> Any:
+        """As `run`, and the reply comes when HEED_LEDGER_REPLICAS replicas have all that was written until then."""
+        return await self.commits.run(script, list(keys), list(args), is_kept=True)
+
     async def reply(self, command: Any) -> Any:
         """Await a redis command, turning its failures into the ledger's own."""
         try:
@@ -54,21 +57,21 @@ class Ledger:
 
     async def close(self) -> None:
         self.redaction.close()
+        await self.commits.close()
         await self.redis.aclose()
-        await self.redis.connection_pool.disconnect()
+        await self.redis.connection_pool.aclose()
 
 
 def open_ledger(settings: LedgerSettings, model: str = "heed", clock: Callable[[], float] = time.time) -> Ledger:
     """A ledger whose connections are made when first used, in whichever event loop uses them."""
-    pool = BlockingConnectionPool.from_url(
+    pool = open_pool(
         settings.ledger_url,
+        settings.ledger_timeout_s,
+        settings.redis_ca,
         max_connections=settings.ledger_connections,
-        timeout=settings.ledger_timeout_s,
         socket_timeout=settings.ledger_timeout_s,
-        socket_connect_timeout=settings.ledger_timeout_s,
-        retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
     redis = Redis(connection_pool=pool)
-    commits = Commits(redis, settings.ledger_timeout_s)
+    commits = Commits(redis, settings.ledger_timeout_s, settings.ledger_replicas)
     return Ledger(redis, Keys(model), settings, commits, Redaction(settings), clock)

@@ -95,7 +95,7 @@ async def create(
             created=ledger.clock(),
         )
         keys = [ledger.keys.credentials, ledger.keys.credentials_version]
-        if await ledger.run(CREATE, keys, [made.id, made.model_dump_json()]):
+        if await ledger.keep(CREATE, keys, [made.id, made.model_dump_json()]):
             return made, key
 
 
@@ -121,11 +121,10 @@ async def _change(ledger: Ledger, credential_id: str, change: Mapping[str, float
         if text is None:
             raise CredentialUnknown(f"no key has the id {credential_id[:40]!r}; GET /v1/keys lists those there are")
         found = Credential.model_validate_json(text)
-        if found.revoked is not None:
-            return found
-        changed = found.model_copy(update=dict(change))
+        # Written again as it is, for the first time may have been refused an answer, as replicas did not have it.
+        changed = found if found.revoked is not None else found.model_copy(update=dict(change))
         keys = [ledger.keys.credentials, ledger.keys.credentials_version]
-        if await ledger.run(REPLACE, keys, [credential_id, text, changed.model_dump_json()]):
+        if await ledger.keep(REPLACE, keys, [credential_id, text, changed.model_dump_json()]):
             return changed
 
 

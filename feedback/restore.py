@@ -57,7 +57,7 @@ async def restore(ledger: Ledger, address: str, replace: bool = False, watch: Wa
         raise BackupFailed(f"{error.filename} cannot be written ({error.strerror})") from error
     finally:
         await redis.aclose()
-        await redis.connection_pool.disconnect()
+        await redis.connection_pool.aclose()
     return manifest
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from feedback.address import watched
+
 PersonalKind = Literal["email", "phone", "card", "iban", "ip"]
 
 SECRETS = os.environ.get("HEED_SECRETS") or None
@@ -19,7 +21,20 @@ class LedgerSettings(BaseSettings):
 
     var: Path = Field(Path("var"), description="Where state lives; `heed check` looks for the live adapter there.")
     ledger_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis that keeps completions, votes, pairs, jobs and adapters."
+        "redis://127.0.0.1:6379/0",
+        description="Redis that keeps completions, votes, pairs, jobs and adapters: redis://HOST:PORT/DB, rediss:// "
+        "with TLS, or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB (docs/serving.md).",
+    )
+    redis_ca: Path | None = Field(
+        None,
+        description="File of authorities whose certificates a ledger or broker with TLS may show; none: those of the "
+        "machine alone.",
+    )
+    ledger_replicas: int = Field(
+        0,
+        ge=0,
+        description="Replicas of the ledger that have a vote before it is acknowledged. 0, as one server has none; 1 "
+        "with Sentinel, so that a failover loses no vote.",
     )
     ledger_timeout_s: float = Field(
         5.0, gt=0, description="Longest wait for a connection or a reply; a chat must not hang on its record."
@@ -228,6 +243,17 @@ class LedgerSettings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip() not in ("", "off"))
         return value
+
+    @field_validator("ledger_url")
+    @classmethod
+    def _is_a_place(cls, url: str) -> str:
+        watched(url)
+        return url
+
+    @field_validator("redis_ca", mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        return value or None
 
     @property
     def archive_address(self) -> str:

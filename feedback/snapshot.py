@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from feedback.address import open_pool
 from feedback.failures import FAILURES, refused_or_lost
 from feedback.keys import OURS, Keys, is_of_a_process, model_of
 from feedback.settings import LedgerSettings
@@ -229,13 +228,10 @@ def connect(settings: LedgerSettings, timeout_s: float | None) -> Any:
 
     Any: redis-py types what it replies as text or bytes, whichever was asked for.
     """
-    return Redis.from_url(
-        settings.ledger_url,
-        protocol=2,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=settings.ledger_timeout_s,
-        retry=Retry(NoBackoff(), 0),
+    pool = open_pool(
+        settings.ledger_url, settings.ledger_timeout_s, settings.redis_ca, protocol=2, socket_timeout=timeout_s
     )
+    return Redis(connection_pool=pool)
 
 
 @asynccontextmanager
@@ -271,7 +267,7 @@ async def watching(settings: LedgerSettings, out: BinaryIO) -> AsyncIterator[Sna
         await one.aclose()
         for redis in (asking, told):
             await redis.aclose()
-            await redis.connection_pool.disconnect()
+            await redis.connection_pool.aclose()
 
 
 def entries(source: BinaryIO) -> Iterator[Entry]:

@@ -172,7 +172,7 @@ async def forget(ledger: Ledger, voter: str) -> None:
     """For erasure, after the voter's opinions were withdrawn and their prompts settled."""
     keys = ledger.keys
     own = [keys.voter_opinions(voter), keys.voter_prompts(voter), keys.voter_history(voter), keys.voter_pace(voter)]
-    await ledger.run(FORGET, [*own, keys.voter_drawn(voter), keys.voter_states], [voter])
+    await ledger.keep(FORGET, [*own, keys.voter_drawn(voter), keys.voter_states], [voter])
 
 
 async def _everybody(ledger: Ledger) -> dict[str, Voter]:

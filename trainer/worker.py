@@ -10,6 +10,7 @@ This module never imports torch: the recipes do, each in a process of its own.
 from celery import Celery, signals
 
 from feedback.settings import LedgerSettings
+from trainer.broker import broker
 from trainer.settings import WorkshopSettings
 from trainer.shutdown import Shutdown
 
@@ -21,8 +22,9 @@ signals.worker_shutting_down.connect(shutdown.begin, weak=False)
 NUDGE_EXPIRES_S = 60
 """A nudge that waited for longer was repeated by many ticks since."""
 
-app = Celery("trainer", broker=settings.broker_url, include=["trainer.tasks"])
+app = Celery("trainer", include=["trainer.tasks"])
 app.conf.update(
+    **broker(settings.broker_url, ledger_settings.redis_ca),
     task_serializer="json",
     accept_content=["json"],
     task_ignore_result=True,

@@ -41,7 +41,10 @@ class Noted(Commits):
     def __init__(self) -> None:
         self.acts: list[Act] = []
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+    async def close(self) -> None:
+        pass  # nothing is under way
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, is_kept: bool = False) -> Any:
         self.acts.append(Act(script, keys, args, asyncio.get_running_loop().create_future()))
         raise LedgerUnavailable("noted")
 
