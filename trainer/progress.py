@@ -33,8 +33,9 @@ class Reporter:
         self._task: TaskID | None = None
 
     def emit(self, event: str, **facts: Any) -> None:
-        if os.environ.get("RANK", "0") != "0":
-            return  # of several processes of one launch, the first speaks
+        # Of several processes of one launch the first speaks, but each says why it fails: the others are ended then.
+        if os.environ.get("RANK", "0") != "0" and event != "error":
+            return
         if self._style == "bar":
             self._draw(event, facts)
             return

@@ -48,7 +48,8 @@ class WhyPage:
             model = gr.Dropdown(["heed"], value="heed", label="Compare base with", scale=2, elem_id="why-model")
             key = gr.Textbox("", label="Key", type="password", visible=False, scale=2, elem_id="why-key")
             read = gr.Button("Read it", variant="primary", scale=1, min_width=150, elem_id="why-read")
-        with gr.Accordion("Or a text of your own", open=False, elem_id="why-own"):
+        # Open: what is typed at once into fields that only now are shown is lost now and then.
+        with gr.Accordion("Or a text of your own", elem_id="why-own"):
             question = gr.Textbox("", label="What was asked", lines=1, max_lines=8, max_length=20_000)
             text = gr.Textbox("", label="The answer to read", lines=3, max_lines=12, max_length=20_000)
             read_text = gr.Button("Read the text", min_width=150, elem_id="why-read-text")

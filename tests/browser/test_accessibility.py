@@ -82,9 +82,9 @@ async def test_by_keyboard_alone_one_chats_and_votes(page: Page, gateway: Runnin
     await page.keyboard.press("Enter")
 
     await expect(page.get_by_role("button", name="Liked", exact=True)).to_be_visible()
+    await expect(page.get_by_text("Noted")).to_be_visible()
     (vote,) = (await gateway.http.get("/v1/votes")).json()["data"]
     assert vote["rating"] == "up"
-    await expect(page.get_by_text("Noted")).to_be_visible()
 
     await page.goto("/votes")
     await expect(page.locator("#heed-votes")).to_contain_text("How do I fly a kite?")

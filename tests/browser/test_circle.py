@@ -181,7 +181,8 @@ async def test_an_operator_previews_starts_and_follows_a_job_sees_it_live_and_ro
     await page.get_by_role("button", name="Start a job on the votes").click()
     await expect(said).to_contain_text("is queued")
     await expect(progress).to_contain_text("step ", timeout=JOB_MS)
-    await expect(page.locator("#operate-curve-loss canvas, #operate-curve-loss svg").first).to_be_visible()
+    curve = page.locator("#operate-curve-loss canvas, #operate-curve-loss svg").first
+    await expect(curve).to_be_visible(timeout=JOB_MS)
     await expect(progress).to_contain_text("succeeded", timeout=JOB_MS)
 
     # All pairs are one importer's, which the gate leaves to an operator.

@@ -276,7 +276,7 @@ async def test_a_job_whose_engines_are_taken_back_goes_on_in_another_slice(
 ) -> None:
     ledger = workshop.ledger
     await taught(ledger)
-    workshop.start("worker", HEED_GPU_POLICY="sleep", HEED_GPU_STALL_S="90", HEED_GPU_AWAKE_S="0")
+    workshop.start("worker", HEED_GPU_POLICY="sleep", HEED_GPU_STALL_S="90", HEED_GPU_AWAKE_S="5")
     workshop.start("beat")
     gateway.stall_s = 90
 
