@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,13 +237,6 @@ async def test_without_a_gateway_that_grants_it_says_what_all_must_have(
 
     with pytest.raises(RecipeFailed, match="all must have HEED_GPU_POLICY=sleep"):
         await Slices(work, "dpo", work.folder / "work").run(recipe)
-
-
-@pytest.fixture
-async def workshop(ledger: Ledger, tmp_path: Path, pocket: Path) -> AsyncIterator[Workshop]:
-    await ledger.redis.flushall()
-    with ExitStack() as processes:
-        yield Workshop(ledger, tmp_path, pocket, processes)
 
 
 async def test_a_job_that_was_paused_for_longer_than_its_lease_keeps_it_and_ends_well(

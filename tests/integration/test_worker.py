@@ -6,27 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from feedback import adapters, erasure, jobs, pairs, votes
 from feedback.check import violations
-from feedback.connection import Ledger
 from feedback.records import Job
 from tests.processes import ROOT, wait_for
 from tests.workshop import MANY, Workshop, asked_for, ended, taught, told, until
 from trainer.hyperparameters import TINY
 from trainer.manifest import REWARD
-
-
-@pytest.fixture
-async def workshop(ledger: Ledger, tmp_path: Path, pocket: Path) -> AsyncIterator[Workshop]:
-    await ledger.redis.flushall()
-    with ExitStack() as processes:
-        yield Workshop(ledger, tmp_path, pocket, processes)
 
 
 async def test_the_circle_s_back_half_turns_votes_into_a_wanted_adapter_as_a_dry_run_says_it_would(
