@@ -2,15 +2,13 @@
 
 import functools
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.processes import ROOT
+from tests.processes import ROOT, said
 
 DOCKER_COMPOSE = str(Path(sys.executable).with_name("docker-compose"))
 PROFILES = {"gpu": 1, "two-gpu": 2, "replicas": 3, "cpu": 0, "observability": 0}
@@ -33,18 +31,8 @@ def composed(*profiles: str, override: str = "", heed_env: str = "", env: dict[s
             if text:
                 (folder / file).write_text(text)
         flags = [flag for profile in profiles for flag in ("--profile", profile)]
-        ran = subprocess.run(
-            [DOCKER_COMPOSE, *flags, "config", "--format", "json"],
-            cwd=folder,
-            env={"PATH": os.defpath, "HOME": name, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        assert not ran.stderr, ran.stderr
-        read: Json = json.loads(ran.stdout.replace(name, str(ROOT)))
+        told = said([DOCKER_COMPOSE, *flags, "config", "--format", "json"], folder, env)
+        read: Json = json.loads(told.replace(name, str(ROOT)))
     return read
 
 

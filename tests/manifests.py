@@ -1,10 +1,8 @@
 """deploy/kubernetes as kubectl's kustomize renders it, without a cluster."""
 
 import functools
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tests.processes import ROOT
+from tests.processes import ROOT, said
 
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -31,17 +29,8 @@ def rendered(overlay: Mapping[str, str]) -> Manifests:
         for file, text in overlay.items():
             (folder / "overlay" / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / "overlay" / file).write_text(text)
-        ran = subprocess.run(
-            [KUBECTL, "kustomize", str(folder / "overlay")],
-            env={"PATH": os.defpath, "HOME": name},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert ran.returncode == 0, ran.stderr
-    assert not ran.stderr, ran.stderr
-    return {(each["kind"], _plain(each)): each for each in yaml.safe_load_all(ran.stdout)}
+        told = said([KUBECTL, "kustomize", str(folder / "overlay")], Path(name))
+    return {(each["kind"], _plain(each)): each for each in yaml.safe_load_all(told)}
 
 
 @functools.cache

@@ -64,6 +64,23 @@ def end(process: subprocess.Popen[bytes], patience_s: float = 60) -> None:
     psutil.wait_procs(family, timeout=10)
 
 
+def said(command: Sequence[str], home: Path, env: Mapping[str, str] | None = None) -> str:
+    """What a program prints that knows nothing of its surroundings and works in `home`. Raises AssertionError with what
+    it complains of."""
+    ran = subprocess.run(
+        command,
+        cwd=home,
+        env={"PATH": os.defpath, "HOME": str(home), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert not ran.stderr, ran.stderr
+    return ran.stdout
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)

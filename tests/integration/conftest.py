@@ -1,4 +1,4 @@
-"""What tests share, anew for each: a scripted engine, a gateway before it, and a workshop whose processes they start."""
+"""What tests share, anew for each: a scripted engine, a gateway before it, a workshop whose processes they start."""
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
